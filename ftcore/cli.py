@@ -19,7 +19,6 @@ from ftcore.errors import ConfigError, nearest
 
 CONFIG_FILE = "config.toml"
 ONLY = ("--dry-run", "--verify")  # print the plan, or try the invariances, and stop
-# task -> name -> section -> option -> value
 PRESETS = tomllib.loads(Path(__file__).with_name("presets.toml").read_text("utf-8"))
 
 class Command(NamedTuple):

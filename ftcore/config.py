@@ -19,7 +19,6 @@ Recompute = Literal["none", "selective", "all"]
 
 class Limit(NamedTuple):
     """What a number must be, in words and in code; nothing holds for nan."""
-
     claim: str
     holds: Callable[[float], bool]
 
@@ -43,8 +42,8 @@ class ModelConfig(Section):
     path: str = "builtin:base"  # builtin:base or :start, a run, a folder in HF layout, or a hub id
     init: Literal["pretrained", "random"] = "pretrained"  # read weights, or draw them at random
 
-class FilesConfig(Section):
-    """Files, and what is done with their rows before they are tokens."""
+class DataConfig(Section):
+    """Files, what is done with their rows before they are tokens, and how long these may be."""
     train: tuple[str, ...] = ()  # files or globs (.jsonl .json .csv .tsv .txt, also .gz)
     dev: tuple[str, ...] = ()  # rows that choose the best checkpoint; none: `holdout` of train
     test: tuple[str, ...] = ()  # files evaluated once, after training
@@ -58,8 +57,10 @@ class FilesConfig(Section):
     duplicates: Literal["off", "report", "exact", "near"] = "exact"  # which leave the training rows
     leaks: Literal["report", "drop"] = "drop"  # rows that give held-out ones away, as in 13 words
     cache: Path | None = Path("runs/cache")  # where tokens are kept for the next run; None: nowhere
+    max_length: Count | None = None  # tokens, special ones included; None: any length
+    over_length: OverLength = "error"  # of longer rows; cut_left keeps the end; all are listed
 
-class TextDataConfig(FilesConfig):
+class TextDataConfig(DataConfig):
     """Plain text, of which every token is supervised."""
     leaks: Literal["report", "drop"] = "report"  # texts that are nearly held-out ones
     text: str = "text"  # column of the text in tables and json
@@ -70,12 +71,7 @@ class MaskedDataConfig(TextDataConfig):
     """Plain text, of which some tokens are hidden and to be told."""
     maskings: Count = 1  # times each text is there, with other tokens hidden each time
 
-class ExamplesConfig(FilesConfig):
-    """Rows that are examples, and how long they may be."""
-    max_length: Count | None = None  # tokens, special ones included; None: any length
-    over_length: OverLength = "error"  # of longer rows; cut_left keeps the end; all are listed
-
-class ChatDataConfig(ExamplesConfig):
+class ChatDataConfig(DataConfig):
     """Conversations: `messages` [{role, content}], or others by the names of their columns."""
     messages: str = "messages"  # column of turns, or of a transcript whose speakers `roles` names
     turn: tuple[str, str] = ("role", "content")  # keys of a turn: its role, its text
@@ -99,7 +95,7 @@ class PairsDataConfig(ChatDataConfig):
     answer: ClassVar[str] = ""
     train_on: ClassVar[TrainOn] = "last"
 
-class TextsConfig(ExamplesConfig):
+class TextsConfig(DataConfig):
     """Texts or pairs of texts, never split: what is said of a text is not said of its parts."""
     text: str = "text"  # column of the text
     pair: str = ""  # column of the second text; empty: single texts
@@ -141,7 +137,6 @@ class PeftConfig(Section):
 
     @property
     def scale(self) -> float:
-        """Of the update."""
         return self.alpha / (math.sqrt(self.rank) if self.rs_lora else self.rank)
 
 class OptimConfig(Section):

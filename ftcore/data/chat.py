@@ -35,32 +35,29 @@ Answers = Sequence[tuple[int, int, float]]  # start and end in characters, weigh
 def render(messages: Sequence[Message], tokenizer: Tokenizer) -> tuple[str, tuple[Span, ...]]:
     """Text of a chat and the span of each content. RowError: the template refuses the messages, or
     changes a content beyond finding; ModelError: no template, or one that does not compile."""
-    text = render_text(messages, tokenizer)
-
-    def again(contents: Sequence[str]) -> str:
-        pairs = zip(messages, contents, strict=True)
-        return render_text([{**m, "content": content} for m, content in pairs], tokenizer)
-
-    contents = [message["content"] for message in messages]
+    rendered = partial(render_text, messages, tokenizer)
+    text, contents = rendered(), [message["content"] for message in messages]
     used = text + "".join(contents)
     mark = next(character for character in map(chr, PRIVATE_USE) if character not in used)
     for put in (contents, [content.strip() for content in contents]):
-        parts = again([mark + content + mark for content in put]).split(mark)
+        parts = rendered([mark + content + mark for content in put]).split(mark)
         if parts[1::2] == put and "".join(parts) == text:
             ends = list(accumulate(map(len, parts)))
             return text, tuple(zip(ends[::2], ends[1::2], strict=False))
-    others = (again([*contents[:at], mark, *contents[at + 1 :]]) for at in range(len(contents)))
+    others = (rendered([*contents[:at], mark, *contents[at + 1 :]]) for at in range(len(contents)))
     return text, tuple(map(partial(_changed_span, text, mark), others, contents))
 
-def render_text(messages: Sequence[Message], tokenizer: Tokenizer, *,
+def render_text(messages: Sequence[Message], tokenizer: Tokenizer, contents: Sequence[str] = (), *,
                 add_generation_prompt: bool = False) -> str:
-    """Text of a chat; `add_generation_prompt` ends it where the assistant is to answer."""
+    """Text of a chat, or of one with other contents; `add_generation_prompt` ends it where the
+    assistant is to answer."""
     if tokenizer.chat_template is None:
         raise ModelError(f"{tokenizer.where} has no chat template: put one in chat_template.jinja")
     template = _compiled(tokenizer.chat_template, tokenizer.where)
-    variables = {**tokenizer.special,
-                 "messages": [{"role": m["role"], "content": m["content"]} for m in messages],
-                 "tools": None, "documents": None, "add_generation_prompt": add_generation_prompt}
+    said = zip(messages, contents or [m["content"] for m in messages], strict=True)
+    turns = [{"role": message["role"], "content": content} for message, content in said]
+    variables = {**tokenizer.special, "messages": turns, "tools": None, "documents": None,
+                 "add_generation_prompt": add_generation_prompt}
     pieces = template.root_render_func(template.new_context(variables))
     text, deadline = "", time.monotonic() + MAX_SECONDS
     try:
@@ -102,9 +99,8 @@ def _compiled(source: str, where: str) -> jinja2.Template:
     environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    # HF: {% generation %} marks answers for transformers; here its body is plain text
-    source = re.sub(r"(\{%[-+]?\s*)generation\b", r"\1if true", source)
-    source = re.sub(r"(\{%[-+]?\s*)endgeneration\b", r"\1endif", source)
+    # HF: {% generation %} marks answers for transformers; here it is a scope, as there too
+    source = re.sub(r"(\{%[-+]?\s*(?:end)?)generation\b", r"\1with", source)
     try:
         template = environment.from_string(source)
     except jinja2.TemplateSyntaxError as error:

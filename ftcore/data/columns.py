@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, NotRequired, TypedDict, get_args
 
 from ftcore import config as configs
+from ftcore.config import DataConfig
 from ftcore.errors import DataError, nearest
 
 class RowError(DataError):
@@ -79,15 +80,13 @@ class Chat:
 
 Example = Text | Chat
 Source = Row | Rejected | Example
-Labels = Mapping[str, int]  # class index of each label, in their order
-DataConfig = configs.TextDataConfig | configs.ExamplesConfig
 ROLES = get_args(Role)
 UNSUPPORTED = ("tool_calls", "function_call", "reasoning_content", "thinking", "reasoning")
 
 def names_of(example: Text) -> tuple[str, ...]:
     return (example.target,) if isinstance(example.target, str) else example.target
 
-def indices(labels: Labels, example: Text) -> list[int]:
+def indices(labels: Mapping[str, int], example: Text) -> list[int]:
     """Class index of each label; DataError if the training data had no such one."""
     for name in names_of(example):
         if name not in labels:
@@ -97,8 +96,7 @@ def indices(labels: Labels, example: Text) -> list[int]:
     return [labels[name] for name in names_of(example)]
 
 def label_map(examples: Sequence[Text]) -> tuple[str, ...]:
-    """All labels of the training data: in numeric order if all are numbers, else sorted by name.
-    DataError: fewer than two."""
+    """All labels of the training data, sorted, as numbers if all are. DataError: fewer than two."""
     names = {name for example in examples for name in names_of(example)}
     if len(names) < 2:
         what = f"the training data has {len(names)} different label(s) {sorted(names)}"
@@ -211,8 +209,7 @@ def turns_of(row: Row, column: str, config: configs.ChatDataConfig) -> list[Mess
     return [message(row, n, turn, config.turn, roles) for n, turn in enumerate(turns, start=1)]
 
 def transcript(text: str, roles: Mapping[str, str], keys: tuple[str, str]) -> list[dict[str, str]]:
-    """Turns of a text that has each after the name of its speaker and a colon at the start of a
-    line; RowError where text stands before the first."""
+    """Turns of a text that has "NAME:" at the start of each; RowError: text before the first."""
     marks = "|".join(map(re.escape, roles))
     before, *parts = re.split(rf"^({marks}):", text, flags=re.M)
     if before.strip() or not parts:

@@ -10,7 +10,6 @@ from ftcore.errors import DataError
 
 SHOWN = 100  # findings that are noted by name; the rest is counted
 SYSTEM, UNASKED = ("system",), ("system", "assistant")  # roles whose turns are not compared
-MAX_SHARE = 0.01  # of the rows, that one cluster of near duplicates may hold before it is removed
 
 def compare(config: DataConfig, train: Rows, held: Mapping[str, Rows], notes: Notes) -> None:
     """Leaves out training rows that repeat others or give a held-out one away, if asked to."""
@@ -23,7 +22,7 @@ def compare(config: DataConfig, train: Rows, held: Mapping[str, Rows], notes: No
     if config.duplicates != "off":
         is_dropped = config.duplicates == "near"
         others = besides(train.examples, equal)
-        lost = nearly_repeated(others, MAX_SHARE if is_dropped else 1.0)
+        lost = nearly_repeated(others, dedup.COMMON if is_dropped else 1.0)
         settle("near duplicate", is_dropped, train, lost, notes)
 
 def repeated(examples: Sequence[Example]) -> list[Rejected]:
@@ -62,10 +61,9 @@ def clusters(texts: Sequence[str], groups: Sequence[Hashable] = ()) -> list[int]
             parents[row] = row = parents[parents[row]]
         return row
 
-    rows: dict[str, int] = {}
+    rows, first = {}, {}  # of each text and each group: its first row
     pairs = [(rows.setdefault(f, row), row) for row, f in enumerate(map(dedup.folded, texts))]
     pairs += [(rows[a], rows[b]) for a, b, _ in dedup.alike(rows)]
-    first: dict[Hashable, int] = {}
     pairs += [(first.setdefault(g, row), row) for row, g in enumerate(groups) if g is not None]
     for one, other in pairs:
         parents[root(other)] = root(one)
@@ -85,13 +83,13 @@ def conflicts(examples: Sequence[Example]) -> Notes:
 def leaks(train: Sequence[Example], held: Mapping[str, Rows]) -> list[Rejected]:
     """Training rows that give away a row of another split: the same or nearly the same text with
     the same label, or 13 words of it; of chats what the user says. Nothing of a held-out row that
-    more than a share of MAX_SHARE of them is near to, which is of their template."""
+    more than `dedup.SMALL` and a share of `dedup.COMMON` are near to: it is of their template."""
     there = [(example, split) for split, part in held.items() for example in part.examples]
     mine, theirs = ([said(e, without=UNASKED) for e in es] for es in (train, [e for e, _ in there]))
     lost, found = [], dedup.leaks(mine, theirs)
     near = Counter(twin for twin, kind, _ in found.values() if kind == "near")
     for row, (twin, kind, by) in found.items():
-        if kind == "near" and near[twin] > max(dedup.SMALL, MAX_SHARE * len(train)):
+        if kind == "near" and near[twin] > max(dedup.SMALL, dedup.COMMON * len(train)):
             continue
         example, (other, split) = train[row], there[twin]
         if isinstance(example, Chat) or kind == "exact" or example.target == other.target:

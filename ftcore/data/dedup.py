@@ -29,14 +29,13 @@ SHORT, NEARLY_SHORT = 20, 25  # words
 BANDS, ROWS = 16, 8
 WINDOW = 16  # texts
 RUN = 13  # words
-SMALL = 20  # texts: so many may go for one in any data
-COMMON = 0.01  # of the texts of training: a run that more of them have is a template's
+SMALL, COMMON = 20, 0.01  # texts, share of all: what more than both have, a template says
 CHUNK = 1 << 16  # letters, or values of signatures
 
 def folded(text: str) -> str:
     return " ".join(text.lower().split())
 
-def duplicates(texts: Sequence[str], *, max_share: float = 0.01) -> list[tuple[int, int, float]]:
+def duplicates(texts: Sequence[str], *, max_share: float = COMMON) -> list[tuple[int, int, float]]:
     """Rows to remove, in order, so that what is left is said once: (row, the one that stays for it,
     their J). Of equal texts the first row stays; of those alike each, as `ranked`, that is still
     there removes all that are like it: no row goes for one that goes. DataError: more than

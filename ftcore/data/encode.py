@@ -3,7 +3,7 @@
 Letters: T tokens of a document. Every row becomes one, or is rejected. A pair too is one document
 (`pack.pair`), so that no step divides it; each conversation ends with its answer."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product, tee
@@ -13,7 +13,7 @@ import numpy as np
 from ftcore import config as configs
 from ftcore.data import columns
 from ftcore.data.chat import Answers, find_answers, supervise
-from ftcore.data.columns import Chat, DataConfig, Example, Labels, Rejected, RowError, Text
+from ftcore.data.columns import Chat, DataConfig, Example, Rejected, RowError, Text
 from ftcore.data.pack import Encoded, apart, is_pair, pair, shifted
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ConfigError, DataError, ModelError
@@ -126,7 +126,7 @@ def _chats(split: Split, chats: Sequence[Chat], tokenizer: Tokenizer,
             split.chats.append(chat)
 
 def _labelled(split: Split, examples: Sequence[Text], tokenizer: Tokenizer, config: DataConfig,
-              labels: Labels) -> None:
+              labels: Mapping[str, int]) -> None:
     """Labelled texts and pairs; of pairs the longer text is cut. DataError: a label is unknown."""
     side, limit = config.over_length.removeprefix("cut_"), config.max_length
 

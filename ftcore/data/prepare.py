@@ -15,7 +15,7 @@ from ftcore import files
 from ftcore.data import clean, store
 from ftcore.data.columns import Chat, DataConfig, Text, besides, label_map, left_out
 from ftcore.data.compare import SYSTEM, UNASKED, clusters, compare, leaks, said, settle
-from ftcore.data.encode import Names, encode
+from ftcore.data.encode import Names, Split, encode
 from ftcore.data.read import Notes, Rows, collect
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import CheckpointError, ConfigError, DataError
@@ -52,8 +52,7 @@ def prepare(config: DataConfig, tokenizer: Tokenizer, *, seed: int,
             labels: Names = None) -> store.Prepared:
     """All splits of a run; `labels` are the classes of a model that is only evaluated, None: those
     of the training rows. DataError: a file, column, label or row that cannot be used."""
-    data = store.Prepared(labels=labels)
-    notes = data.notes
+    notes, splits = {}, {"train": Split(), "dev": Split()}
     parts = collect(config, notes)
     for name, part in parts.items():
         tidy(config, part, name, notes)
@@ -66,16 +65,15 @@ def prepare(config: DataConfig, tokenizer: Tokenizer, *, seed: int,
         parts = {"train": train, **dev, **parts}
         if isinstance(config, configs.TextsConfig) and not labels:
             is_scored = isinstance(config, configs.ScoredDataConfig)
-            data.labels = (config.label,) if is_scored else label_map(train.examples)
+            labels = (config.label,) if is_scored else label_map(train.examples)
         balance(config, train, seed, notes)
     for name, part in parts.items():
-        split = encode(config, part.examples, tokenizer, data.labels)
+        split = splits[name] = encode(config, part.examples, tokenizer, labels)
         split.rejected[:0], split.num_rows = part.rejected, part.num_rows
         if name == "train" and not isinstance(config, configs.PromptsDataConfig):  # not judged
             split.chats = []
-        (vars(data) if name in ("train", "dev") else data.tests)[name] = split
-        notes.setdefault("statistics", {})[name] = store.statistics(split, tokenizer, data.labels)
-    return data
+        notes.setdefault("statistics", {})[name] = store.statistics(split, tokenizer, labels)
+    return store.Prepared(splits.pop("train"), splits.pop("dev"), splits, labels, notes)
 
 def tidy(config: DataConfig, part: Rows, split: str, notes: Notes) -> None:
     """Texts in one normal form, the same in every split; the notes count what was found."""
@@ -154,10 +152,9 @@ def balanced(examples: Sequence[Text], method: str, cap: float, seed: int) -> li
         even = len(examples) / len(counts)
         return [e._replace(weight=min(cap, even / counts[e.target])) for e in examples]
     largest, smallest = max(counts.values()), min(counts.values())
-    random, copies = np.random.default_rng([seed, 1]), np.zeros(len(examples), dtype=int)
+    random, kept = np.random.default_rng([seed, 1]), []
     for label, count in counts.items():
         rows = [row for row, example in enumerate(examples) if example.target == label]
         over, under = min(largest, math.floor(cap * count)), min(count, math.floor(cap * smallest))
-        copies[rows], rest = divmod(over if method == "over" else under, count)
-        copies[random.permutation(rows)[:rest]] += 1
-    return [e for e, times in zip(examples, copies, strict=True) for _ in range(times)]
+        kept.append(np.resize(random.permutation(rows), over if method == "over" else under))
+    return [examples[row] for row in np.sort(np.concatenate(kept)).tolist()]

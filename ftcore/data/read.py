@@ -25,9 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from ftcore.builtin import chat as builtin
-from ftcore.config import Format, PairsDataConfig
-from ftcore.data import columns
-from ftcore.data.columns import DataConfig, Example, Rejected, Row
+from ftcore.config import DataConfig, Format, PairsDataConfig
+from ftcore.data.columns import Example, Rejected, Row, besides, examples, require, require_some
 from ftcore.errors import DataError, nearest
 
 Record = tuple[int, str, Any]  # line, raw text; cells, object or what is wrong
@@ -48,8 +47,8 @@ class Rows:
 
     def drop(self, lost: Collection[Rejected]) -> None:
         self.rejected += lost
-        self.examples = columns.besides(self.examples, lost)
-        columns.require_some(self.examples, self.rejected)
+        self.examples = besides(self.examples, lost)
+        require_some(self.examples, self.rejected)
 
 def collect(config: DataConfig, notes: Notes) -> dict[str, Rows]:
     """Every split that has files: train, dev, and each test file under its name."""
@@ -72,9 +71,9 @@ def _collect(config: DataConfig, paths: Sequence[str], split: str, notes: Notes)
         found, where = builtin.rows(split), f"{BUILTIN_CHAT}/{split}"
         found = builtin.preference_pairs(found) if isinstance(config, PairsDataConfig) else found
         rows += [Row(d["id"], where, number, d) for number, d in enumerate(found, start=1)]
-    kept, rejected = columns.examples(rows, config)
+    kept, rejected = examples(rows, config)
     if config.group and split == "train":
-        columns.require(rows, config.group)
+        require(rows, config.group)
         groups = {row.id: str(row.fields.get(config.group) or "") for row in rows}
     return Rows(kept, damaged + rejected, len(rows) + len(damaged), groups)
 

@@ -72,9 +72,8 @@ def write_page(folder: Path) -> Path:
 
 def rendered(template: str, folder: Path = HERE, /, **values: Any) -> str:
     """A page or text made by a template of the folder, or of this one, which it may extend."""
-    loader, escape = jinja2.FileSystemLoader([folder, HERE]), jinja2.select_autoescape()
-    shape = {"trim_blocks": True, "lstrip_blocks": True}
-    environment = jinja2.Environment(loader=loader, autoescape=escape, **shape)
+    shape = {"autoescape": jinja2.select_autoescape(), "trim_blocks": True, "lstrip_blocks": True}
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader([folder, HERE]), **shape)
     return environment.get_template(template).render(**values)
 
 def losses(split: Split) -> list[tuple[str, list[Rejected]]]:

@@ -22,9 +22,8 @@ from ftcore.hub import json_object
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>")  # chat models end a turn with another token
 # ByteLevel writes a byte as a character: itself where that can be seen, else one from 256 on.
-SEEN = [*range(33, 127), *range(161, 173), *range(174, 256)]
-UNSEEN = [byte for byte in range(256) if byte not in SEEN]
-BYTE_OF = {chr(b): b for b in SEEN} | {chr(256 + n): b for n, b in enumerate(UNSEEN)}
+UNSEEN = [byte for byte in range(256) if byte == ord(" ") or not chr(byte).isprintable()]
+BYTE_OF = {chr(256 + UNSEEN.index(b) if b in UNSEEN else b): b for b in range(256)}
 SLAB = 1024  # texts tokenised in one call; a library encoding takes some 100 bytes a token
 
 class Encoding(NamedTuple):

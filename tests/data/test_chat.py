@@ -131,7 +131,7 @@ def test_generation_prompt(families):
 def test_transformers_filters_and_tags(build_tokenizer):
     template = (
         "{{ {'a': 'h\u00e9<'} | tojson }}"
-        "{% generation %}{{ messages[0].content }}{% endgeneration %}"
+        "{% generation %}{% set c = messages[0].content %}{{ c }}{% endgeneration %}{{ c }}"
         "{% for m in messages %}{% if loop.index0 %}{% break %}{% endif %}!{% endfor %}"
         "{{ strftime_now('%Y')|length }}{{ tools is none }}{{ documents is none }}"
     )

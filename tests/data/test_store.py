@@ -17,7 +17,7 @@ import pytest
 
 from ftcore.config import (
     ChatDataConfig,
-    ExamplesConfig,
+    DataConfig,
     LabelledDataConfig,
     ScoredDataConfig,
     TextDataConfig,
@@ -40,7 +40,7 @@ ROWS = [
 ]
 ROWS += [dict.fromkeys(ROWS[0])]  # that is left out
 AS_THEY_ARE = {"duplicates": "report", "leaks": "report"}  # each file is both train and test
-CASES: dict[str, ExamplesConfig | TextDataConfig] = {
+CASES: dict[str, DataConfig] = {
     "classes": LabelledDataConfig(),
     "pairs": LabelledDataConfig(pair="pair", max_length=9, over_length="cut_right"),
     "several": LabelledDataConfig(label="several", label_separator="/"),
