@@ -62,12 +62,12 @@ def _masked(split: Split, texts: Sequence[Text], tokenizer: Tokenizer, config: D
     ten as any token, one in ten as itself. source: Devlin et al. 2019, arXiv:1810.04805, 3.1"""
     if "mask_token" not in tokenizer.special:
         raise ModelError(f"{tokenizer.where}: the tokenizer has no mask token: name an encoder")
-    mask_id, around = tokenizer.id_of(tokenizer.special["mask_token"]), tokenizer.encode("").ids_T
-    if (room := config.max_length - len(around)) < 1:
-        raise DataError(f"data.max_length = {config.max_length}: special tokens leave no room")
+    mask_id = tokenizer.id_of(tokenizer.special["mask_token"])
+    around, _ = next(tokenizer.encode_pairs([("",)], max_length=config.max_length))
     ordinary = np.setdiff1d(np.arange(tokenizer.vocab_size), [*tokenizer.special_ids])
-    limited, ids = replace(config, max_length=room), (text.texts[0] for text in texts)
-    for text, (ids_T, _) in zip(texts, tokenizer.encode_batch(ids, special=False), strict=True):
+    limited = replace(config, max_length=config.max_length - len(around))
+    encodings = tokenizer.encode_batch([text.texts[0] for text in texts], special=False)
+    for text, (ids_T, _) in zip(texts, encodings, strict=True):
         document = Encoded(text.id, ids_T, ids_T, np.ones(len(ids_T), np.float32))
         admit(split, text, document, partial(cut, document, limited, None), limited)
     whole, split.documents, lead = split.documents, [], len(around) // 2

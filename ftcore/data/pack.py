@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -143,20 +142,19 @@ class Batch:
 
 def prefix_tree(documents: Sequence[Encoded]) -> dict[str, Tensor | Docs]:
     """Of a `Batch` of these; nothing where it would spare less than a tenth of the rows."""
-    ids, starts = [d.tokens_T for d in documents], np.cumsum([0, *map(len, documents)])
-    row_N = np.arange(starts[-1])  # what stands for each row: itself, or one of a neighbour
-    rows = np.split(row_N, starts[1:-1])
-    for a, b in pairwise(sorted(range(len(ids)), key=lambda b: ids[b].tobytes())):
-        both = min(len(ids[a]), len(ids[b]))
-        differs = np.append(ids[a][:both] != ids[b][:both], True)
-        rows[b][: differs.argmax()] = rows[a][: differs.argmax()]
-    is_own = row_N == np.arange(len(row_N))
-    if is_own.mean() > 0.9:
+    nodes: dict[tuple[int, int], int] = {}  # the node before, and a token: the node of both
+    node_N, own = [], []
+    for document in documents:
+        node, known = -1, len(nodes)
+        for token in document.tokens_T.tolist():
+            node = nodes.setdefault((node, token), len(nodes))
+            node_N.append(node)
+        own.append(len(nodes) - known)
+    if len(nodes) > 0.9 * len(node_N):
         return {}
-    node_N = (is_own.cumsum() - 1)[row_N]
-    own = Docs.from_lengths([n for n in np.add.reduceat(is_own, starts[:-1]) if n])
-    return {"rows_U": torch.from_numpy(is_own.nonzero()[0]), "own": own,
-            "node_N": torch.from_numpy(node_N)}
+    _, rows_U = np.unique(node_N, return_index=True)  # in the order in which they are met
+    return {"rows_U": torch.from_numpy(rows_U), "node_N": torch.tensor(node_N),
+            "own": Docs.from_lengths([*filter(None, own)])}
 
 def collate(documents: Sequence[Encoded], *, is_causal: bool = False) -> Batch:
     """Lay documents end to end: at least one, all of a token task or all of a document task. For a

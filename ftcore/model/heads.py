@@ -31,10 +31,9 @@ class Head(nn.Module):
         C, self.is_classifier = spec.hidden_size, task == "classify"
         pooler = spec.pooler if self.is_classifier else "transform" if task == "mlm" else None
         self.pooling, self.activation = spec.pooling, POOLERS.get(pooler)
-        is_transformed = pooler == "transform"
         self.pooler = Linear(C, C, bias=spec.linear_bias) if self.activation else None
-        self.transform = Linear(C, C, bias=spec.linear_bias) if is_transformed else None
-        self.transform_norm = Norm(spec) if is_transformed else None
+        self.transform = Linear(C, C, bias=spec.linear_bias) if pooler == "transform" else None
+        self.transform_norm = Norm(spec) if self.transform is not None else None
         if self.is_classifier:
             self.dropout, self.softcap = spec.dropout, None
             self.classifier = Linear(C, num_labels, bias=not spec.is_causal)
@@ -89,15 +88,14 @@ class Model(nn.Module):
             self.head.lm_head.weight = self.trunk.embed_tokens.weight
 
     def init_weights(self, generator: torch.Generator, names: Collection[str] = ()) -> None:
-        """Draw Normal(0, initializer_range) matrices, of these parameters or of all; biases become
-        zero; norms are one as made."""
-        for name, param in self.named_parameters():
-            if names and name not in names:
-                continue
-            if param.ndim > 1:
-                nn.init.normal_(param, std=self.spec.initializer_range, generator=generator)
+        """Draw Normal(0, initializer_range) matrices; biases become zero; norms are one as made.
+        `names`: these parameters alone."""
+        of = dict(self.named_parameters())
+        for name in names or of:
+            if of[name].ndim > 1:
+                nn.init.normal_(of[name], std=self.spec.initializer_range, generator=generator)
             elif name.endswith(".bias"):
-                nn.init.zeros_(param)
+                nn.init.zeros_(of[name])
 
     @property
     def device(self) -> torch.device:

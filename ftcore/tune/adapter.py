@@ -218,9 +218,8 @@ def load_artifact(run: Path, *, kind: TaskKind, dtype: torch.dtype) -> LoadedMod
         raise ModelError(f"{what}; continue it with: python train.py --resume {run}")
     file = run / LABELS
     labels = tuple(json.loads(file.read_bytes())) if file.is_file() else None
-    return load_base(
-        str(run), keeps_last=True, task=kind.model_task, dtype=dtype, labels=labels,
-        generator=torch.Generator())  # draws the head that an adapter then replaces
+    return load_base(str(run), keeps_last=True, task=kind.model_task, dtype=dtype, labels=labels,
+                     generator=torch.Generator())  # draws the head that an adapter then replaces
 
 def fingerprint(*hashes: str) -> str:
     """Of what answers: its base, and the adapters on it."""

@@ -80,7 +80,7 @@ def test_hidden_tokens_are_shown_with_what_they_are(bert: Tokenizer) -> None:
     assert shown(document, None, bert).count("[[") == spans
 
 def test_refusals(bert: Tokenizer, base: Tokenizer) -> None:
-    with pytest.raises(DataError, match="data.max_length = 2: special tokens leave no room"):
+    with pytest.raises(DataError, match="data.max_length = 2: 2 special tokens leave no room"):
         encode(MaskedDataConfig(max_length=2), [Text("a", (LONG,))], bert)
     with pytest.raises(ModelError, match="the tokenizer has no mask token: name an encoder"):
         encode(MaskedDataConfig(), [Text("a", (LONG,))], base)
