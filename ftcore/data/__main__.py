@@ -7,7 +7,6 @@
 import signal
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -77,19 +76,13 @@ def text(document: Encoded, labels: Names, tokenizer: Tokenizer) -> str:
     """A document with what is supervised in [[ ]], and what is to be predicted of it."""
     if is_pair(document):
         return "\n-- rather than\n".join(text(d, labels, tokenizer) for d in apart([document]))
-    ids_T, decode = document.tokens_T, partial(tokenizer.decode, special=True)
     if not isinstance(document.weights, np.ndarray):
         target = labels[document.labels] if isinstance(document.labels, int) else document.labels
-        return f"{decode(ids_T)} -> {target}"
-    # every second part is supervised: by the next tokens, or by those that are hidden there
-    scored_M = np.flatnonzero(document.weights[:-1])
-    is_next = np.array_equal(document.labels[scored_M], ids_T[scored_M + 1])
-    is_scored_T = np.roll(document.weights, int(is_next)) > 0
-    starts, shown = np.flatnonzero(np.diff(is_scored_T, prepend=False)), ""
-    for n, (ids, wanted) in enumerate(zip(*(np.split(x, starts) for x in (ids_T, document.labels)))):
-        said = decode(ids) if is_next or n % 2 == 0 else f"{decode(ids)} <- {decode(wanted)}"
-        shown += f"[[{said}]]" if n % 2 else said
-    return shown
+        return f"{tokenizer.decode(document.tokens_T, special=True)} -> {target}"
+    # labels are the next tokens; every second part is supervised, and never the first token
+    starts = np.flatnonzero(np.diff(document.weights[:-1] > 0, prepend=False)) + 1
+    parts = [tokenizer.decode(part, special=True) for part in np.split(document.tokens_T, starts)]
+    return "".join(f"[[{part}]]" if n % 2 else part for n, part in enumerate(parts))
 
 def main(words: list[str]) -> int:
     commands = {"prepare": prepare, "report": report, "show": show}

@@ -6,7 +6,7 @@ Letters: T tokens of a document. Every row becomes one, or is rejected. A pair t
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import product, tee
+from itertools import tee
 
 import numpy as np
 
@@ -19,7 +19,6 @@ from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ConfigError, DataError, ModelError
 
 Names = tuple[str, ...] | None  # of classes, by index
-HIDDEN = 0.15  # share of a text's tokens
 
 @dataclass
 class Split:
@@ -35,9 +34,8 @@ def encode(config: DataConfig, examples: Sequence[Example], tokenizer: Tokenizer
            labels: Names = None) -> Split:
     """Examples of one split as documents; `labels` of what has classes. DataError: none is left."""
     split, index = Split(), {name: number for number, name in enumerate(labels or ())}
-    kinds = {configs.MaskedDataConfig: _masked, configs.TextDataConfig: _texts,
-             configs.PairsDataConfig: _pairs, configs.ChatDataConfig: _chats,
-             configs.TextsConfig: partial(_labelled, labels=index)}
+    kinds = {configs.TextDataConfig: _texts, configs.PairsDataConfig: _pairs,
+             configs.ChatDataConfig: _chats, configs.TextsConfig: partial(_labelled, labels=index)}
     make = next(make for kind, make in kinds.items() if isinstance(config, kind))
     make(split, examples, tokenizer, config)
     columns.require_some(split.documents, split.rejected)
@@ -55,32 +53,6 @@ def _texts(split: Split, texts: Sequence[Text], tokenizer: Tokenizer, config: Da
             split.num_bytes += len(text.texts[0].encode())
     if split.cut and config.over_length != "split":
         split.num_bytes = 0
-
-def _masked(split: Split, texts: Sequence[Text], tokenizer: Tokenizer, config: DataConfig) -> None:
-    """Texts between an encoder's special tokens, of which some own tokens are hidden, by the
-    row's id and the number of the masking alone, and scored: most stand as the mask token, one in
-    ten as any token, one in ten as itself. source: Devlin et al. 2019, arXiv:1810.04805, 3.1"""
-    if "mask_token" not in tokenizer.special:
-        raise ModelError(f"{tokenizer.where}: the tokenizer has no mask token: name an encoder")
-    mask_id = tokenizer.id_of(tokenizer.special["mask_token"])
-    around, _ = next(tokenizer.encode_pairs([("",)], max_length=config.max_length))
-    ordinary = np.setdiff1d(np.arange(tokenizer.vocab_size), [*tokenizer.special_ids])
-    limited = replace(config, max_length=config.max_length - len(around))
-    encodings = tokenizer.encode_batch([text.texts[0] for text in texts], special=False)
-    for text, (ids_T, _) in zip(texts, encodings, strict=True):
-        document = Encoded(text.id, ids_T, ids_T, np.ones(len(ids_T), np.float32))
-        admit(split, text, document, partial(cut, document, limited, None), limited)
-    whole, split.documents, lead = split.documents, [], len(around) // 2
-    for document, number in product(whole, range(config.maskings)):
-        random = np.random.default_rng([number, *document.row_id.encode()])
-        chance_T, ids_T = random.random(len(document)), document.tokens_T.copy()
-        is_hidden_T = chance_T <= max(HIDDEN, chance_T.min())  # one at least
-        is_other_T = is_hidden_T & (chance_T >= 0.9 * HIDDEN)
-        ids_T[chance_T < 0.8 * HIDDEN] = mask_id
-        ids_T[is_other_T] = random.choice(ordinary, is_other_T.sum())
-        flat = [np.insert(around, lead, ids) for ids in (ids_T, document.labels)]
-        weights_T = np.pad(is_hidden_T.astype(np.float32), (lead, len(around) - lead))
-        split.documents.append(Encoded(f"{document.row_id}:{number}", *flat, weights_T))
 
 def cut(document: Encoded, config: DataConfig, bos_id: int | None) -> list[Encoded]:
     """What is left of a document that is too long: its first tokens, its last ones behind BOS, or

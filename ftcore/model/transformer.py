@@ -73,7 +73,7 @@ class ModelSpec:
     embedding_scale: float = 1.0  # factor on the token embeddings
     embedding_norm: bool = False  # of their sum; with norm_first the first attention then has none
     pooling: Literal["cls", "last", "mean"] = "last"  # of a document's tokens, for a classifier
-    pooler: Literal["tanh", "relu", "transform"] | None = None  # before a classifier: heads.py
+    pooler: Literal["tanh", "relu", "gelu_norm"] | None = None  # after a dense map; None: neither
     tie_word_embeddings: bool = False  # the LM head is the embedding matrix
     dropout: float = 0.0  # probability on embeddings and sub-layer outputs while training
     initializer_range: float = 0.02

@@ -43,7 +43,7 @@ def hidden(model: Model, batch: Batch, rows_M: Tensor | None) -> Tensor:
     return model.trunk(*inputs, batch.own, [attend] * model.spec.num_layers, nodes_M)
 
 def token_labels(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of the label of each scored token: the next token, or the hidden one."""
+    """Cross-entropy of the label of each scored token, which is the next token."""
     scored_M = batch.scored_M
     h_MC = hidden(model, batch, scored_M)
     return model.head.loss(h_MC, batch.labels[scored_M], batch.weights[scored_M])
@@ -79,7 +79,6 @@ class TaskKind(NamedTuple):
 
 TASKS: Mapping[str, TaskKind] = {"pretrain": TaskKind("lm", token_labels),
                                  "sft": TaskKind("lm", token_labels),
-                                 "mlm": TaskKind("mlm", token_labels),
                                  "classify": TaskKind("classify", classification),
                                  "regress": TaskKind("classify", regression)}
 

@@ -149,14 +149,11 @@ class Family(NamedTuple):
         # HF: files of 2018 call a norm's weight gamma and its bias beta.
         hf_name = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", hf_name))
         module, rename = _parted(hf_name)
-        return tuple(ours if hf_name in names else rename(ours)
-                     for ours, names in self.names.items() if {module, hf_name} & {*names})
+        return tuple(rename(ours) for ours, names in self.names.items() if module in names)
 
     def to_hf(self, our_name: str) -> str:
         """HF name of one of our tensors or modules."""
         module, rename = _parted(our_name)
-        if our_name in self.names:
-            return self.names[our_name][0]
         if module not in self.names:
             raise ModelError(f"{our_name}: the family {self.name} has no name for it")
         return rename(self.names[module][0])
