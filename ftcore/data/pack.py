@@ -161,10 +161,8 @@ def prefix_tree(documents: Sequence[Encoded]) -> dict[str, Tensor | Docs]:
 def collate(documents: Sequence[Encoded], *, is_causal: bool = False) -> Batch:
     """Lay documents end to end: at least one, all of a token task or all of a document task. For a
     decoder (`is_causal`), what they begin with alike is computed once."""
-    pairs = None
-    if is_pair(documents[0]):
-        pairs = torch.from_numpy(np.stack([document.labels for document in documents]))
-        documents = apart(documents)
+    whole, documents = documents, apart(documents)
+    pairs = torch.from_numpy(np.stack([d.labels for d in whole])) if is_pair(whole[0]) else None
     flat = {name: torch.from_numpy(a) for name, a in laid_out(documents) if name != "row_ids"}
     docs, labels = Docs.from_lengths(list(map(len, documents))), flat["labels"]
     weights, by_token = flat["weights"].float(), isinstance(documents[0].weights, np.ndarray)
