@@ -44,7 +44,6 @@ class Workers(ExitStack):
     def compute(self, step: int, loss_scale: float = 1.0) -> tuple[float, list[float]]:
         """Gradient of a step times `loss_scale` into the buffers; returns the loss sum and L2 norm
         of each kind, without that factor. Raises as `ask`."""
-        self.step = step
         loss = sum(self.ask("share", step, loss_scale))
         squares = map(math.fsum, zip(*self.ask("square_sums"), strict=True))
         return loss, [math.sqrt(square) / loss_scale for square in squares]
@@ -64,7 +63,8 @@ class Workers(ExitStack):
             try:
                 answers.append(pipe.recv())
             except (EOFError, ConnectionResetError):
-                what = f"training process {number} of {self.count} ended during step {self.step}"
+                step = self.loop.progress.step
+                what = f"training process {number} of {self.count} ended during step {step}"
                 why = "where no other message says why, memory ran out: use fewer --env.threads"
                 raise RuntimeError(f"{what}; {why}") from None
         return answers
