@@ -141,9 +141,8 @@ def model(rest: str) -> Source:
             score_BK = all_logits(judge, documents, most)
         if problem == "single_label_classification":
             score_BK = score_BK.double().softmax(1).logit(1e-12)
-        score_B = score_BK[:, place].tolist()
-        told = dict(zip((d.row_id for d in documents), score_B, strict=True))
-        least = min(score_B)
+        told = dict(zip((d.row_id for d in documents), score_BK[:, place].tolist(), strict=True))
+        least = min(told.values())
         return [told.get(str(n), least) for n in range(len(rows))]  # the least: it holds nothing
 
     return scores
