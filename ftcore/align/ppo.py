@@ -231,8 +231,7 @@ class PpoLoop(Loop):
             loss_M = loss_M + ppo.value_coef * told["value_loss"]
         for name, each_M in told.items():
             self.sums[name] += float(each_M.detach().sum())
-        weights_M = batch.weights[batch.weights > 0]
-        return (loss_M * weights_M).sum(), weights_M.sum()
+        return loss_M.sum(), batch.weights.sum()  # each token of an answer weighs 1
 
     def judged(self) -> Mapping[str, float]:
         """Rewards of greedy answers to dev prompts, and how often these beat those of the start."""
