@@ -131,8 +131,8 @@ class Batch:
     scored_M: Tensor | None  # int64 rows of the stream with a weight, of token tasks
     # (P, 5) labels of pairs, whose 2 P documents, chosen and rejected in turn, are those of `apart`
     pairs: Tensor | None = None
-    # the prefix tree of documents that begin alike, for a decoder: of a stream whose U nodes, each a
-    # token and all before it, say the same wherever they stand
+    # the prefix tree of documents that begin alike, for a decoder: of a stream whose U nodes, each
+    # a token and all before it, say the same wherever they stand
     rows_U: Tensor | None = None  # int64 row of the stream that stands for a node, in its order
     node_N: Tensor | None = None  # int64 node of each row
     own: Docs | None = None  # plan of those rows: what of each document is among them
@@ -153,10 +153,9 @@ def prefix_tree(documents: Sequence[Encoded]) -> dict[str, Tensor | Docs]:
     is_own = row_N == np.arange(len(row_N))
     if is_own.mean() > 0.9:
         return {}
-    node_N = (is_own.cumsum() - 1)[row_N]
     own = Docs.from_lengths([n for n in np.add.reduceat(is_own, starts[:-1]) if n])
     return {"rows_U": torch.from_numpy(is_own.nonzero()[0]), "own": own,
-            "node_N": torch.from_numpy(node_N)}
+            "node_N": torch.from_numpy((is_own.cumsum() - 1)[row_N])}
 
 def collate(documents: Sequence[Encoded], *, is_causal: bool = False) -> Batch:
     """Lay documents end to end: at least one, all of a token task or all of a document task. For a
