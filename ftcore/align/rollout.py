@@ -103,7 +103,6 @@ class Actor:
 
     def show(self, episodes: Sequence[Episode], step: int, run: Path) -> None:
         """RUN/rollouts.html: some answers, with all that is known of each of their tokens."""
-        columns = [{n: x_M.tolist() for n, x_M in e.told.items()} for e in episodes[:SHOWN]]
-        shown = {"episodes": [*zip(episodes, columns, strict=False)], "step": step, "where": run}
-        page = rendered(PAGE, Path(__file__).parent, **shown, decode=self.tokenizer.decode)
+        page = rendered(PAGE, Path(__file__).parent, episodes=episodes[:SHOWN], step=step,
+                        where=run, decode=self.tokenizer.decode)
         write_file(run / PAGE, page)
