@@ -23,7 +23,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
+from operator import itemgetter
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -110,13 +112,9 @@ def match(rest: str) -> Source:
     return lambda rows: [exact_match(row["target"], row["answer"]) for row in rows]
 
 def command(field: str) -> Source:
-    figures = "json_valid", "intent_accuracy", "slot_f1_of_row", "exact_match_object"
-
-    def score(row: Mapping[str, Any]) -> float:
-        said = judged_command(row["target"], row["answer"], intent=field)
-        return sum(said[name] for name in figures) / len(figures)
-
-    return lambda rows: map(score, rows)
+    figures = itemgetter("json_valid", "intent_accuracy", "slot_f1_of_row", "exact_match_object")
+    judge = partial(judged_command, intent=field)
+    return lambda rows: [fmean(figures(judge(row["target"], row["answer"]))) for row in rows]
 
 def model(rest: str) -> Source:
     """By the code that judges the test rows of the run."""
