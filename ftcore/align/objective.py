@@ -74,13 +74,12 @@ def grouped(rewards_M: Tensor, lengths: Sequence[int], samples: int, *,
     """advantages_M by the other answers to the prompt, of which each has `samples` in turn."""
     # numerics: float64, or what rounding leaves of equal rewards is divided by nearly nothing
     sums_B = torch.stack([r_T.sum() for r_T in rewards_M.cpu().double().split(lengths)])
-    apart_PS = sums_B.view(-1, samples)
-    apart_PS = apart_PS - apart_PS.mean(1, keepdim=True)
+    sums_PS = sums_B.view(-1, samples)
+    apart_PS = sums_PS - sums_PS.mean(1, keepdim=True)
     if leaves_one_out:
         apart_PS = apart_PS * samples / (samples - 1)
     else:
-        std_P1 = (apart_PS.square().sum(1, keepdim=True) / (samples - 1)).sqrt()
-        apart_PS = apart_PS / (std_P1 + 1e-4)
+        apart_PS = apart_PS / (sums_PS.std(1, keepdim=True) + 1e-4)
     return apart_PS.flatten().repeat_interleave(torch.tensor(lengths)).to(rewards_M)
 
 def whitened(x_M: Tensor) -> Tensor:

@@ -115,12 +115,12 @@ class PpoLoop(Loop):
             "progress": self.progress, "batches": batches, "measures": measures,
             "is_blind": is_blind, "updates_before": self.optimizer.step_count,
             "sums": defaultdict(float)})  # of a process's own shares
-        seen = {} if is_blind else dict(ChainMap(*workers.ask("look")))
-        for e in episodes:
-            zeros = np.zeros((len(TOLD), e.length), np.float32)
-            told = torch.from_numpy(seen.get(e.document.row_id, zeros))
-            e.told = dict(zip(TOLD, told, strict=True))
-        values |= self._rate(episodes)
+        told_M = torch.zeros(len(TOLD), sum(e.length for e in episodes))
+        if not is_blind:
+            seen = ChainMap(*workers.ask("look"))
+            parts = [seen[e.document.row_id] for e in episodes]
+            told_M = torch.from_numpy(np.concatenate(parts, 1))
+        values |= self._rate(episodes, dict(zip(TOLD, told_M, strict=True)))
         told = {e.document.row_id: np.stack([e.told[n] for n in READ]) for e in episodes}
         workers.ask("take", {"told": told})
         for number in range(len(batches)):
@@ -177,10 +177,9 @@ class PpoLoop(Loop):
             return torch.zeros_like(now.logp_M)
         return head(now.h_MC.to(head.weight.dtype)).squeeze(1)
 
-    def _rate(self, episodes: Sequence[Episode]) -> dict[str, float]:
-        """Reward, return and advantage of each token; returns what is logged of them."""
+    def _rate(self, episodes: Sequence[Episode], told: dict[str, Tensor]) -> dict[str, float]:
+        """Add reward, return and advantage of each token; returns what is logged of them."""
         ppo, lengths = self.config.ppo, [episode.length for episode in episodes]
-        told = {n: torch.cat([e.told[n] for e in episodes]) for n in episodes[0].told}
         scores_B = told["logp"].new_tensor([episode.score for episode in episodes])
         rule = told[ppo.kl], lengths, self.control.kl_coef
         told["reward"] = objective.token_rewards(scores_B, *rule)
@@ -225,8 +224,7 @@ class PpoLoop(Loop):
             loss_M = loss_M + ppo.value_coef * told["value_loss"]
         for name, each_M in told.items():
             self.sums[name] += float(each_M.detach().sum())
-        weights_M = batch.weights[batch.weights > 0]
-        return (loss_M * weights_M).sum(), weights_M.sum()
+        return loss_M.sum(), batch.weights.sum()  # each token of an answer weighs 1
 
     def judged(self) -> Mapping[str, float]:
         """Rewards of greedy answers to dev prompts, and how often these beat those of the start."""

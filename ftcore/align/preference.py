@@ -48,10 +48,9 @@ def dpo(model: Model, batch: Batch, *, beta: float, loss: str,
     owner_M = batch.docs.doc_of_N()[scored_M]
     nll_M = model.head.token_losses(h_MC, labels_M)
     with torch.enable_grad():
-        none_D = nll_M.new_zeros(batch.docs.num_docs)
-        nll_D = none_D.index_add(0, owner_M, nll_M.requires_grad_())
+        nll_D = nll_M.new_zeros(batch.docs.num_docs).index_add(0, owner_M, nll_M.requires_grad_())
         if length_normalised:
-            nll_D = nll_D / none_D.index_add(0, owner_M, torch.ones_like(nll_M))
+            nll_D = nll_D / owner_M.bincount()  # tokens of each answer
         chosen_B, rejected_B = nll_D.view(-1, 2).unbind(1)
         z_B = rejected_B - chosen_B - batch.pairs[:, 4].to(nll_D)
         loss_B = (z_B - 1 / (2 * beta)).square() if loss == "ipo" else -F.logsigmoid(beta * z_B)
@@ -66,13 +65,12 @@ def refer(model: Model, data: Prepared, config: DpoRun) -> None:
     rule = config.loop.micro_batch_tokens, config.dpo.length_normalised
     model.eval()
     for name, split in data.splits():
-        starts, made = range(0, len(split.documents), AT_ONCE), []
-        for start in tqdm(starts, desc=f"reference, {name}", disable=None):
-            some = split.documents[start : start + AT_ONCE]
-            for document, ratio in zip(some, log_ratios(model, some, *rule), strict=True):
-                labels = np.append(document.labels[:4], np.float32(ratio))
-                made.append(replace(document, labels=labels))
-        split.documents = made
+        pairs = split.documents
+        starts = tqdm(range(0, len(pairs), AT_ONCE), desc=f"reference, {name}", disable=None)
+        parts = [log_ratios(model, pairs[start : start + AT_ONCE], *rule) for start in starts]
+        ratios_B = np.concatenate(parts, dtype=np.float32)
+        split.documents = [replace(pair, labels=np.append(pair.labels[:4], ratio))
+                           for pair, ratio in zip(pairs, ratios_B, strict=True)]
 
 POLICY = tune.TaskKind("lm", tune.token_labels)  # ppo.py has its loss; for the plan
 PAIRED = {"reward": tune.TaskKind("classify", bradley_terry), "dpo": tune.TaskKind("lm", dpo)}

@@ -23,7 +23,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
+from operator import itemgetter
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -110,13 +112,9 @@ def match(rest: str) -> Source:
     return lambda rows: [exact_match(row["target"], row["answer"]) for row in rows]
 
 def command(field: str) -> Source:
-    figures = "json_valid", "intent_accuracy", "slot_f1_of_row", "exact_match_object"
-
-    def score(row: Mapping[str, Any]) -> float:
-        said = judged_command(row["target"], row["answer"], intent=field)
-        return sum(said[name] for name in figures) / len(figures)
-
-    return lambda rows: map(score, rows)
+    figures = itemgetter("json_valid", "intent_accuracy", "slot_f1_of_row", "exact_match_object")
+    judge = partial(judged_command, intent=field)
+    return lambda rows: [fmean(figures(judge(row["target"], row["answer"]))) for row in rows]
 
 def model(rest: str) -> Source:
     """By the code that judges the test rows of the run."""
@@ -141,9 +139,8 @@ def model(rest: str) -> Source:
             score_BK = all_logits(judge, documents, most)
         if problem == "single_label_classification":
             score_BK = score_BK.double().softmax(1).logit(1e-12)
-        score_B = score_BK[:, place].tolist()
-        told = dict(zip((d.row_id for d in documents), score_B, strict=True))
-        least = min(score_B)
+        told = dict(zip((d.row_id for d in documents), score_BK[:, place].tolist(), strict=True))
+        least = min(told.values())
         return [told.get(str(n), least) for n in range(len(rows))]  # the least: it holds nothing
 
     return scores

@@ -42,7 +42,7 @@ class Episode:
 
 class Actor:
     """A policy with all that its answers are made and scored by; `prompts` of training, `judges` of
-    the dev rows. ConfigError: an option is missing, or of no use; DataError: as `_prompts`."""
+    the dev rows. ConfigError: an option is missing, or of no use; DataError: as `_prompt`."""
 
     def __init__(self, model: Model, tokenizer: Tokenizer, config: PpoRun, data: Prepared) -> None:
         ppo, samples = config.ppo, config.rollout.samples
@@ -53,22 +53,20 @@ class Actor:
             raise ConfigError(f"{what}: --rollout.samples must be 2 or more, --ppo.critic-warmup 0")
         self.model, self.tokenizer, self.config = model, tokenizer, config
         self.rewards = Rewards(config.reward)
-        self.prompts = self._prompts(data.train.chats)
-        self.judges = self._prompts(data.dev.chats)
+        self.prompts = [*map(self._prompt, data.train.chats)]
+        self.judges = [*map(self._prompt, data.dev.chats)]
 
-    def _prompts(self, chats: Sequence[Chat]) -> list[Prompt]:
-        """Raises DataError: one leaves no room for an answer, or cannot be rendered."""
-        found, most = [], self.model.spec.max_positions - self.config.rollout.max_new_tokens
-        for chat in chats:
-            try:
-                ids = encode_prompt(chat.messages[:-1], self.tokenizer)
-                if len(ids) > most:
-                    mend = f"--data.max-length {most} --data.over-length drop"
-                    raise RowError(f"its prompt has {len(ids)} tokens, no room to answer: {mend}")
-            except RowError as error:
-                raise DataError(f"{place(chat)}: {error}") from error
-            found.append((chat, ids))
-        return found
+    def _prompt(self, chat: Chat) -> Prompt:
+        """Raises DataError: it leaves no room for an answer, or cannot be rendered."""
+        most = self.model.spec.max_positions - self.config.rollout.max_new_tokens
+        try:
+            ids = encode_prompt(chat.messages[:-1], self.tokenizer)
+            if len(ids) > most:
+                mend = f"--data.max-length {most} --data.over-length drop"
+                raise RowError(f"its prompt has {len(ids)} tokens, no room to answer: {mend}")
+        except RowError as error:
+            raise DataError(f"{place(chat)}: {error}") from error
+        return chat, ids
 
     def episodes(self, prompts: Sequence[Prompt], *key: int, samples: int = 1) -> list[Episode]:
         """Answers, greedy or drawn by the numbers of a key. TrainingError: a reward failed."""
@@ -105,7 +103,6 @@ class Actor:
 
     def show(self, episodes: Sequence[Episode], step: int, run: Path) -> None:
         """RUN/rollouts.html: some answers, with all that is known of each of their tokens."""
-        columns = [{n: x_M.tolist() for n, x_M in e.told.items()} for e in episodes[:SHOWN]]
-        shown = {"episodes": [*zip(episodes, columns, strict=False)], "step": step, "where": run}
-        page = rendered(PAGE, Path(__file__).parent, **shown, decode=self.tokenizer.decode)
+        page = rendered(PAGE, Path(__file__).parent, episodes=episodes[:SHOWN], step=step,
+                        where=run, decode=self.tokenizer.decode)
         write_file(run / PAGE, page)

@@ -49,7 +49,7 @@ def _texts(split: Split, texts: Sequence[Text], tokenizer: Tokenizer, config: Da
     for text, encoding in zip(texts, encodings, strict=True):
         ids_T = np.append(encoding.ids_T, np.int32(tokenizer.end_of_text_id))
         document = shifted(text.id, ids_T, np.ones(len(ids_T)))
-        if admit(split, text, document, partial(cut, document, config, tokenizer.bos_id), config):
+        if admit(split, text, document, config, tokenizer.bos_id):
             split.num_bytes += len(text.texts[0].encode())
     if split.cut and config.over_length != "split":
         split.num_bytes = 0
@@ -94,7 +94,7 @@ def _chats(split: Split, chats: Sequence[Chat], tokenizer: Tokenizer,
     encodings = tokenizer.encode_batch((text for _, text, _ in ahead), special=False)
     for (chat, text, answers), encoding in zip(kept, encodings, strict=True):
         document = supervise(chat.id, text, encoding, answers, tokenizer, config.train_on_end)
-        if admit(split, chat, document, partial(cut, document, config, tokenizer.bos_id), config):
+        if admit(split, chat, document, config, tokenizer.bos_id):
             split.chats.append(chat)
 
 def _labelled(split: Split, examples: Sequence[Text], tokenizer: Tokenizer, config: DataConfig,
@@ -117,7 +117,7 @@ def _labelled(split: Split, examples: Sequence[Text], tokenizer: Tokenizer, conf
     long = [example for example, whole in pairs if limit and len(whole) > limit]
     shortened = encoded(long, limit)  # each when it is asked for, in turn
     for example, document in pairs:
-        admit(split, example, document, lambda: [next(shortened)], config)
+        admit(split, example, document, config, shorten=lambda *_: [next(shortened)])
 
 def _pairs(split: Split, chats: Sequence[Chat], tokenizer: Tokenizer,
            config: configs.PairsDataConfig) -> None:
@@ -134,7 +134,7 @@ def _pairs(split: Split, chats: Sequence[Chat], tokenizer: Tokenizer,
         else:
             document = pair(chat.id, both, chat.margin)
             first_id = document.tokens_T[0] if reads_texts(tokenizer) else tokenizer.bos_id
-            admit(split, chat, document, partial(cut, document, config, first_id), config)
+            admit(split, chat, document, config, first_id)
 
 def sides(chats: Sequence[Chat], tokenizer: Tokenizer, train_on_end: bool = True) -> Split:
     """Each conversation as a model reads it, to the end of its answer, which alone is scored; and
@@ -167,8 +167,8 @@ def take(document: Encoded, places: np.ndarray | slice, part: str = "") -> Encod
     kept = (None if array is None else array[places] for array in arrays)
     return Encoded(document.row_id + part, *kept)
 
-def admit(split: Split, source: Example, document: Encoded, shorten: Callable[[], list[Encoded]],
-          config: DataConfig) -> bool:
+def admit(split: Split, source: Example, document: Encoded, config: DataConfig,
+          bos_id: int | None = None, shorten: Callable[..., list[Encoded]] = cut) -> bool:
     """Take in a document, or, where it (of a pair, one side) is longer than `max_length`, what
     `shorten` makes of it, or nothing (drop), or raise DataError (error); but no part without
     anything to supervise. All that is lost is noted. False: nothing was taken."""
@@ -177,7 +177,7 @@ def admit(split: Split, source: Example, document: Encoded, shorten: Callable[[]
         if choice == "error":
             what = f"{columns.place(source)}: {size} tokens, {limit} are allowed"
             raise DataError(f"{what}; raise data.max_length, or choose data.over_length for it")
-        made = [] if choice == "drop" else shorten()
+        made = [] if choice == "drop" else shorten(document, config, bos_id)
         lost = "" if made or choice == "drop" else ", no room for a prompt"
         said = [f"more than {limit} tokens: {choice}{lost}"]
     kept = [part for part in made if np.any(part.weights)]

@@ -130,8 +130,8 @@ class Batch:
     scored_M: Tensor | None  # int64 rows of the stream with a weight, of token tasks
     # (P, 5) labels of pairs, whose 2 P documents, chosen and rejected in turn, are those of `apart`
     pairs: Tensor | None = None
-    # the prefix tree of documents that begin alike, for a decoder: of a stream whose U nodes, each a
-    # token and all before it, say the same wherever they stand
+    # the prefix tree of documents that begin alike, for a decoder: of a stream whose U nodes, each
+    # a token and all before it, say the same wherever they stand
     rows_U: Tensor | None = None  # int64 row of the stream that stands for a node, in its order
     node_N: Tensor | None = None  # int64 node of each row
     own: Docs | None = None  # plan of those rows: what of each document is among them
@@ -159,10 +159,8 @@ def prefix_tree(documents: Sequence[Encoded]) -> dict[str, Tensor | Docs]:
 def collate(documents: Sequence[Encoded], *, is_causal: bool = False) -> Batch:
     """Lay documents end to end: at least one, all of a token task or all of a document task. For a
     decoder (`is_causal`), what they begin with alike is computed once."""
-    pairs = None
-    if is_pair(documents[0]):
-        pairs = torch.from_numpy(np.stack([document.labels for document in documents]))
-        documents = apart(documents)
+    whole, documents = documents, apart(documents)
+    pairs = torch.from_numpy(np.stack([d.labels for d in whole])) if is_pair(whole[0]) else None
     flat = {name: torch.from_numpy(a) for name, a in laid_out(documents) if name != "row_ids"}
     docs, labels = Docs.from_lengths(list(map(len, documents))), flat["labels"]
     weights, by_token = flat["weights"].float(), isinstance(documents[0].weights, np.ndarray)

@@ -185,7 +185,7 @@ class Loop:
         progress.skipped_steps += not is_finite
         if is_finite:
             progress.skipped_in_a_row = 0
-            workers.apply(rate, min(1.0, optim.max_grad_norm / (grad_norm + 1e-6)) / scale)
+            workers.ask("step", rate, min(1.0, optim.max_grad_norm / (grad_norm + 1e-6)) / scale)
         elif scale == 1 or not math.isfinite(loss):  # else the scale was too high
             progress.skipped_in_a_row += 1
             record = {"rows": [document.row_id for document in documents], "loss": str(mean_loss)}

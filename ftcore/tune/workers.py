@@ -21,8 +21,8 @@ import torch
 from ftcore.tune.optim import AdamW
 
 class Workers(ExitStack):
-    """`with Workers(count, optimizer, loop) as workers:`, each step `compute` and `apply`; methods
-    of the loop are told the number of the process, the count of all, and the arguments."""
+    """`with Workers(count, optimizer, loop) as workers:`, each step `compute` and ask("step", ...);
+    methods of the loop are told the number of the process, the count of all, and the arguments."""
 
     def __init__(self, count: int, optimizer: AdamW, loop: Any) -> None:
         super().__init__()
@@ -43,18 +43,13 @@ class Workers(ExitStack):
 
     def compute(self, step: int, loss_scale: float = 1.0) -> tuple[float, list[float]]:
         """Gradient of a step times `loss_scale` into the buffers; returns the loss sum and L2 norm
-        of each kind, without that factor. Raises RuntimeError: a process has ended."""
-        self.step = step
+        of each kind, without that factor. Raises as `ask`."""
         loss = sum(self.ask("share", step, loss_scale))
         squares = map(math.fsum, zip(*self.ask("square_sums"), strict=True))
         return loss, [math.sqrt(square) / loss_scale for square in squares]
 
-    def apply(self, lr: float, grad_scale: float) -> None:
-        """Update the parameters by the gradient times `grad_scale`; raises as `compute`."""
-        self.ask("step", lr, grad_scale)
-
     def ask(self, *act: Any) -> list[Any]:
-        """What a method of the loop returns in every process, in order. Raises as `compute`."""
+        """What a method returns in every process, in order. Raises RuntimeError: one has ended."""
         for pipe in self.pipes:
             with suppress(BrokenPipeError):  # recv says so below
                 pipe.send(act)
@@ -68,7 +63,8 @@ class Workers(ExitStack):
             try:
                 answers.append(pipe.recv())
             except (EOFError, ConnectionResetError):
-                what = f"training process {number} of {self.count} ended during step {self.step}"
+                step = self.loop.progress.step
+                what = f"training process {number} of {self.count} ended during step {step}"
                 why = "where no other message says why, memory ran out: use fewer --env.threads"
                 raise RuntimeError(f"{what}; {why}") from None
         return answers
