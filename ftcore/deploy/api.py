@@ -109,11 +109,12 @@ class Api:
         require(self.model.task == "lm", "model", code="unsupported_task")
         asked = {fields["max_tokens"], fields.get("max_completion_tokens")} - {None}
         require(len(asked) < 2, "max_tokens", "differs from max_completion_tokens, its other name")
-        num_top, count, (param, several) = fields["logprobs"], fields["n"], await self._read(fields)
-        if param == "messages":
-            top = fields["top_logprobs"]
+        num_top, count, param = fields["logprobs"], fields["n"], "prompt"
+        if "messages" in fields:
+            param, top = "messages", fields["top_logprobs"]
             require(num_top or top is None, "top_logprobs", "needs logprobs: true")
             num_top = (top or 0) if num_top else None
+        several = await asyncio.to_thread(self._texts, param, fields[param])
         said = f"times the prompts must be <= {self.options.prompts} (--prompts)"
         require(count * len(several) <= self.options.prompts, "n", said, "too_many_sequences")
         most = next(iter(asked), max(1, self.context - max(map(len, several))))
@@ -145,11 +146,6 @@ class Api:
         count = max(map(len, several))
         said = f"{count} tokens + {most} of an answer are more than the context's {self.context}"
         require(count + most <= self.context, param, said, "context_length_exceeded")
-
-    async def _read(self, fields: JsonObject) -> tuple[str, list[list[int]]]:
-        """The name of the field that the model reads, and ids of each text in it."""
-        param = next(name for name in ("messages", "prompt", "input") if name in fields)
-        return param, await asyncio.to_thread(self._texts, param, fields[param])
 
     def _texts(self, param: str, given: str | list) -> list[list[int]]:
         """Ids of a conversation, of a text, of several, or as they are given."""
@@ -198,7 +194,8 @@ class Api:
 
     async def _scores(self, x: Exchange, fields: JsonObject) -> np.ndarray:
         """scores_BK, float64: what the model says of each text, or of a conversation."""
-        param, several = await self._read(fields)
+        param = "messages" if "messages" in fields else "input"
+        several = await asyncio.to_thread(self._texts, param, fields[param])
         self._require_room(several, param)
         jobs = [Job(ids, None) for ids in several]
         x.told["prompt_tokens"] = sum(map(len, several))
@@ -248,14 +245,6 @@ class Api:
         given |= {"text": redacted(given["text"])} if is_text else {}
         x.told["feedback"] = given | {"request_id": id_[0]}
         return {"object": "feedback", "request_id": id_[0]}
-
-    async def tokenize(self, x: Exchange, fields: JsonObject) -> JsonObject:
-        _, (ids,) = await self._read(fields)
-        return {"tokens": ids, "count": len(ids), "max_model_len": self.context}
-
-    async def detokenize(self, x: Exchange, fields: JsonObject) -> JsonObject:
-        decode = partial(self.tokenizer.decode, special=True)
-        return {"prompt": await asyncio.to_thread(decode, fields["tokens"])}
 
     async def models(self, x: Exchange, fields: JsonObject) -> JsonObject:
         base, given = self.served.name, (word.split("=", 1) for word in self.options.adapter)
