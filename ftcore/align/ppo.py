@@ -114,7 +114,7 @@ class PpoLoop(Loop):
         workers.ask("take", {
             "progress": self.progress, "batches": batches, "measures": measures,
             "is_blind": is_blind, "updates_before": self.optimizer.step_count,
-            "sums": defaultdict(float)})  # of a process's own shares
+            "sums": defaultdict(float)})  # of a process's own shares: `tell`
         told_M = torch.zeros(len(TOLD), sum(e.length for e in episodes))
         if not is_blind:
             seen = ChainMap(*workers.ask("look"))
@@ -123,10 +123,13 @@ class PpoLoop(Loop):
         values |= self._rate(episodes, dict(zip(TOLD, told_M, strict=True)))
         told = {e.document.row_id: np.stack([e.told[n] for n in READ]) for e in episodes}
         workers.ask("take", {"told": told})
+        sums = defaultdict(float)
         for number in range(len(batches)):
-            before = dict(self.sums)
+            before = sums
             values |= self._update(workers, number)
-            tokens, moved = (self.sums[n] - before.get(n, 0) for n in ("tokens", "approx_kl"))
+            each = workers.ask("tell")
+            sums = {name: sum(own[name] for own in each) for name in self.sums}
+            tokens, moved = (sums[n] - before[n] for n in ("tokens", "approx_kl"))
             if 0 < ppo.stop_kl < moved / tokens:
                 break
         if ppo.kl_target:
@@ -134,8 +137,8 @@ class PpoLoop(Loop):
         if self._is_logged(step + 1):
             self.actor.show(episodes, step + 1, self.run.path)
         self.progress.step += 1
-        tokens, seconds = self.sums.pop("tokens"), time.perf_counter() - started
-        values |= {f"ppo/{name}": total / tokens for name, total in self.sums.items()}
+        tokens, seconds = sums.pop("tokens"), time.perf_counter() - started
+        values |= {f"ppo/{name}": total / tokens for name, total in sums.items()}
         return values | {"ppo/updates": number + 1, "perf/samples_per_s": len(episodes) / seconds}
 
     def _assert_scored(self, episode: Episode, chat: Chat) -> None:
@@ -150,6 +153,10 @@ class PpoLoop(Loop):
         """In every process: what its shares of the iteration read."""
         vars(self).update(told)
         self.model.eval()
+
+    def tell(self, share: int, shares: int) -> dict[str, float]:
+        """What the losses of a process's shares have come to, in this iteration."""
+        return self.sums
 
     @torch.no_grad()
     def look(self, share: int, shares: int) -> dict[str, np.ndarray]:

@@ -130,8 +130,7 @@ class Batch:
     scored_M: Tensor | None  # int64 rows of the stream with a weight, of token tasks
     # (P, 5) labels of pairs, whose 2 P documents, chosen and rejected in turn, are those of `apart`
     pairs: Tensor | None = None
-    # the prefix tree of documents that begin alike, for a decoder: of a stream whose U nodes, each
-    # a token and all before it, say the same wherever they stand
+    # for a decoder, the prefix tree of its documents: U nodes, each a token and all before it
     rows_U: Tensor | None = None  # int64 row of the stream that stands for a node, in its order
     node_N: Tensor | None = None  # int64 node of each row
     own: Docs | None = None  # plan of those rows: what of each document is among them
@@ -152,13 +151,12 @@ def prefix_tree(documents: Sequence[Encoded]) -> dict[str, Tensor | Docs]:
         own.append(len(nodes) - known)
     if len(nodes) > 0.9 * len(node_N):
         return {}
-    _, rows_U = np.unique(node_N, return_index=True)  # in the order in which they are met
-    return {"rows_U": torch.from_numpy(rows_U), "node_N": torch.tensor(node_N),
-            "own": Docs.from_lengths([*filter(None, own)])}
+    return {"rows_U": torch.from_numpy(np.unique(node_N, return_index=True)[1]),
+            "node_N": torch.tensor(node_N), "own": Docs.from_lengths([*filter(None, own)])}
 
 def collate(documents: Sequence[Encoded], *, is_causal: bool = False) -> Batch:
-    """Lay documents end to end: at least one, all of a token task or all of a document task. For a
-    decoder (`is_causal`), what they begin with alike is computed once."""
+    """Lay documents end to end: at least one, all of a token task or all of a document task. What
+    they begin with alike a decoder (`is_causal`) computes once."""
     whole, documents = documents, apart(documents)
     pairs = torch.from_numpy(np.stack([d.labels for d in whole])) if is_pair(whole[0]) else None
     flat = {name: torch.from_numpy(a) for name, a in laid_out(documents) if name != "row_ids"}

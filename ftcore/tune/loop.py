@@ -66,6 +66,8 @@ class Loop:
         size = self.config.rows_per_step
         self.rows = partial(step_rows, num_rows=count, batch_size=size, seed=self.seed)
         self.total_steps = loop.num_steps(count, size)
+        threads = torch.get_num_threads() if self.device.type == "cpu" else 1
+        self.num_processes = min(threads, optim.batch_size)  # each with documents in every step
         self.scale = LossScale() if trunk.embed_tokens.weight.dtype == torch.float16 else None
         self.remembered = {"progress": self.progress}  # its fields stand in every checkpoint
         self.remembered |= {"loss_scale": self.scale} if self.scale else {}
@@ -131,12 +133,6 @@ class Loop:
         if self._is_out_of_patience():
             tqdm.write(f"early stop at step {progress.step}: best was step {progress.best_step}")
         return 0
-
-    @property
-    def num_processes(self) -> int:
-        """On a CPU, one for each of its threads, if a step has documents for them."""
-        threads = torch.get_num_threads() if self.device.type == "cpu" else 1
-        return min(threads, self.config.optim.batch_size)
 
     def _is_logged(self, step: int) -> bool:
         return step % self.config.loop.log_every == 0 or step in (1, self.total_steps)

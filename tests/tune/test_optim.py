@@ -18,15 +18,19 @@ OPTIONS = OptimConfig(eps=1e-6, weight_decay=0.1)
 class ReadableAdamW(AdamW):
     """The same, its update written out as at the head of optim.py."""
 
-    def _update(self, piece: Span, lr: float, weight_decay: float, grad_scale: float) -> None:
+    @torch.no_grad()
+    def step(self, part: Span, lr: float, grad_scale: float = 1.0) -> None:
+        self.step_count += 1
         (beta1, beta2), eps, step = self.config.betas, self.config.eps, self.step_count
-        p, m, v = (flat[slice(*piece)] for flat in self.flats.values())
-        g = self._gradient(piece).mul_(grad_scale)
-        p.mul_(1 - lr * weight_decay)
-        m.lerp_(g, 1 - beta1)
-        v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
-        denominator = (v / (1 - beta2**step)).sqrt_().add_(eps)
-        p.addcdiv_(m, denominator, value=-lr / (1 - beta1**step))
+        for (ratio, decay, _), pieces in self._work(part):
+            for piece in pieces:
+                p, m, v = (flat[slice(*piece)] for flat in self.flats.values())
+                g, rate = self._gradient(piece).mul_(grad_scale), lr * ratio
+                p.mul_(1 - rate * decay)
+                m.lerp_(g, 1 - beta1)
+                v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+                denominator = (v / (1 - beta2**step)).sqrt_().add_(eps)
+                p.addcdiv_(m, denominator, value=-rate / (1 - beta1**step))
 
 def parameters(dtype: torch.dtype = torch.float32) -> dict[str, nn.Parameter]:
     draw = torch.Generator().manual_seed(0)

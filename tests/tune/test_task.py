@@ -16,7 +16,6 @@ from ftcore.errors import ModelError
 from ftcore.model.heads import Model
 from ftcore.tune.optim import AdamW
 from ftcore.tune.task import TASKS, Task, classification, hidden, regression, token_labels
-
 from tests.tune.conftest import QWEN3
 
 # Of `change`: the loss, and what it needs the labels of the rows to be.
