@@ -116,7 +116,7 @@ def theirs(said: argparse.Namespace, work: Path) -> float:
 def main() -> None:
     """Both sides in turns, or one of them."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.grpo")
-    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--side", choices=["ours", "theirs"], help=argparse.SUPPRESS)
