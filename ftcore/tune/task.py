@@ -27,7 +27,7 @@ Task = Callable[[Model, Batch], tuple[Tensor, Tensor]]
 
 def hidden(model: Model, batch: Batch, rows_M: Tensor | None) -> Tensor:
     """h_MC, hidden states of these rows of the stream; None: of all. Of documents that begin alike
-    the nodes of the batch are computed, but for attention, which sees whole documents."""
+    the nodes of their tree are computed, but for attention, which sees whole documents."""
     inputs, most = (batch.tokens_N, batch.positions_N, batch.types_N), model.spec.max_positions
     if batch.own is None or max(batch.docs.lengths) > most:  # which may be refused
         return model.trunk(*inputs, batch.docs, rows_M=rows_M)

@@ -2,14 +2,17 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 
 from ftcore.config import PeftConfig
+from ftcore.data.pack import collate, shifted
 from ftcore.model.families import family_named
 from ftcore.model.generate import generate
 from ftcore.model.heads import Model
 from ftcore.tune.lora import apply_lora
+from ftcore.tune.task import token_labels
 from kernels.docs import Docs
 from tests.kernels import interpreter
 
@@ -101,6 +104,22 @@ def test_losses_see_a_mutant(monkeypatch, tmp_path) -> None:
     interpreter.mutate(monkeypatch, tmp_path, module, "(dy * value)", "(dy * value * 1.001)")
     mine = trace("qwen3", torch.float32, with_lora=False)
     assert distance(mine, true) > 3 * distance(plain, true) + 1e-6
+
+def test_documents_that_begin_alike_by_the_kernel_of_attention(monkeypatch) -> None:
+    ids_T = np.arange(14, dtype=np.int32)
+    batch = collate([shifted(str(n), np.append(ids_T[: 9 + n], np.int32(40 + n)), np.ones(10 + n))
+                     for n in range(4)], is_causal=True)
+    assert len(batch.rows_U) == 12 + 4 and batch.docs.num_tokens == 46
+    found = []
+    for dtype, op in ((torch.float64, ""), (torch.float32, ""), (torch.float32, "attention")):
+        model, asked = make("qwen3", dtype), swap_in(monkeypatch, op)
+        loss, _ = token_labels(model, batch)
+        loss.backward()
+        found.append([loss.detach(), *(param.grad for param in model.parameters())])
+    assert "attention" in asked
+    for true, plain, mine in zip(*found, strict=True):
+        floor = 1e-6 * true.norm()
+        assert (mine - true).norm() <= 3 * (plain - true).norm() + floor
 
 def test_a_model_runs_as_it_is_told(monkeypatch) -> None:
     """Text too, whose steps are those of attention over a cache."""
