@@ -45,8 +45,8 @@ def parse(argv: Sequence[str], *, script: str = "train.py") -> Command:
     if words[:1] in (["-h"], ["--help"]):
         print(f"{script} {{{','.join(RUNS)}}} [options]\n\nEach task has its own --help.")
         raise SystemExit(0)
-    if not words or words[0].startswith("--"):
-        words[:0] = "sft", "--preset", "assistant"  # no task: options change the default
+    if not words or words[0].startswith("--"):  # no task: options change the default
+        words[:0] = ["sft"] if "--preset" in words else ["sft", "--preset", "assistant"]
     task = known("task", words.pop(0), RUNS)
     recipes = PRESETS.get(task, {})
     if not words and "assistant" in recipes:  # the embedded default of the task

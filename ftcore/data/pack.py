@@ -140,7 +140,7 @@ class Batch:
         return replace(self, **moved)
 
 def prefix_tree(documents: Sequence[Encoded]) -> dict[str, Tensor | Docs]:
-    """Of a `Batch` of these; nothing where it would spare less than a tenth of the rows."""
+    """Of a `Batch` of these; nothing where it would spare less than a fifth of the rows."""
     nodes: dict[tuple[int, int], int] = {}  # the node before, and a token: the node of both
     node_N, own = [], []
     for document in documents:
@@ -149,7 +149,7 @@ def prefix_tree(documents: Sequence[Encoded]) -> dict[str, Tensor | Docs]:
             node = nodes.setdefault((node, token), len(nodes))
             node_N.append(node)
         own.append(len(nodes) - known)
-    if len(nodes) > 0.9 * len(node_N):
+    if len(nodes) > 0.8 * len(node_N):
         return {}
     return {"rows_U": torch.from_numpy(np.unique(node_N, return_index=True)[1]),
             "node_N": torch.tensor(node_N), "own": Docs.from_lengths([*filter(None, own)])}
