@@ -45,13 +45,12 @@ def parse(argv: Sequence[str], *, script: str = "train.py") -> Command:
     if words[:1] in (["-h"], ["--help"]):
         print(f"{script} {{{','.join(RUNS)}}} [options]\n\nEach task has its own --help.")
         raise SystemExit(0)
-    if not words or words[0].startswith("--"):  # no task: options change the default
-        words[:0] = ["sft"] if "--preset" in words else ["sft", "--preset", "assistant"]
-    task = known("task", words.pop(0), RUNS)
-    recipes = PRESETS.get(task, {})
-    if not words and "assistant" in recipes:  # the embedded default of the task
-        words = ["--preset", "assistant"]
+    is_named = bool(words) and not words[0].startswith("--")
+    task = known("task", words.pop(0), RUNS) if is_named else "sft"
+    recipes, is_bare = PRESETS.get(task, {}), not (is_named and words)
     preset, file = take_value(words, "--preset"), take_value(words, "--config")
+    if preset is None and is_bare and "assistant" in recipes:
+        preset = "assistant"  # the embedded default, which options without a task change
     layers = []
     if preset is not None:
         recipe = recipes[known(f"{task} --preset", preset, recipes)]

@@ -55,8 +55,9 @@ def test_default_preset_toml_flag(toml: Callable) -> None:
 
 def test_nothing_typed_is_the_default_job() -> None:
     assert parse([]) == parse(["sft", "--preset", "assistant"])
-    chat = ["--preset", "chat", "--data.train", "a.jsonl"]
-    assert parse([*chat]) == parse(["sft", *chat])
+    for preset in (["--preset", "chat"], ["--preset=chat"]):
+        chat = [*preset, "--data.train", "a.jsonl"]
+        assert parse(chat) == parse(["sft", *chat])
     command = parse(["--optim.lr", "1", "--dry-run"])  # options alone change the default job
     assert command.only == "--dry-run" and command.config.optim.lr == 1
     assert command.config.peft.rank == 16
