@@ -88,14 +88,17 @@ class Cache:
         self.chunks = [*zip(rows, borders, strict=True)][singles : len(rows) - fresh]
         # of every row, those that have no single token too: they are asked in vain, by the first
         place = {row: index for index, row in enumerate(rows[:singles])}
-        self.num_singles, B = singles, rounded(max(singles, len(self.lengths)), least=1)
+        B = rounded(max(singles, len(self.lengths)), least=1)
         lengths = [self.lengths[row] if row in place else 1 for row in range(B)]
         rows_N = (row for row, span in zip(rows, spans, strict=True) for _ in span)
         asked = [place.get(row, 0) for row in range(B)]
         self.table = torch.tensor([*chain(*parts, *spans), *rows_N, *lengths, *asked],
                                   device=self.device)
-        tokens_N, self.slots_N, self.rows_N, self.lengths_B, self.asked_B = self.table.split(
+        tokens_N, self.slots_N, self.rows_N, self.lengths_B, self.asked = self.table.split(
             [docs.num_tokens] * 3 + [B] * 2)
+        self.told, self.num_singles = self.rows_N[:singles], singles
+        if self.replays is None and [*rows] == [*place] == [*range(len(self.lengths))]:
+            self.asked, self.told = slice(B), slice(singles)  # cost: nothing to gather
         return tokens_N, docs
 
     def passed(self, run: Callable[[], Tensor]) -> Tensor:
@@ -126,16 +129,14 @@ class Cache:
     def _attend(self, layer: int, masks: dict, q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor,
                 docs: Docs, **rule: float | None) -> Tensor:
         """Store the new keys and values, return o_NHD; `rule`: scale, window, softcap, impl."""
-        slab_2BGSD, N = self._fitted(layer, k_NGD, len(self.lengths_B)), len(self.rows_N)
-        slab_2BSGD = slab_2BGSD.transpose(2, 3)
+        N, B = len(self.rows_N), len(self.lengths_B)
+        slab_2BSGD = self._fitted(layer, k_NGD, B).transpose(2, 3)
         slab_2BSGD[:, self.rows_N, self.slots_N] = torch.stack((k_NGD[:N], v_NGD[:N]))
         parts = []
         if self.num_singles:
             # cost: all slots, which lie together: some alone take 1.5 to 10 times as long in bf16
-            k_BSGD, v_BSGD = slab_2BSGD[:, : len(self.lengths_B)]
-            q_BHD = q_NHD.index_select(0, self.asked_B)
-            o_BHD = attention_decode(q_BHD, k_BSGD, v_BSGD, self.lengths_B, masks=masks, **rule)
-            parts.append(o_BHD.index_select(0, self.rows_N[: self.num_singles]))
+            now = *slab_2BSGD[:, :B], self.lengths_B
+            parts.append(attention_decode(q_NHD[self.asked], *now, masks=masks, **rule)[self.told])
         for row, (start, stop) in self.chunks:
             k_SGD, v_SGD = slab_2BSGD[:, row, : self.lengths[row]]
             parts.append(attention_chunk(q_NHD[start:stop], k_SGD, v_SGD, **rule))

@@ -1,6 +1,6 @@
 """Attention of one new token per sequence, or of a chunk, over keys and values already cached.
 
-Letters: B sequences, H query heads, G key heads, D head width, P pages of S slots, J per sequence.
+Letters: B sequences, H = G R query heads, G key heads, Z = B G, D width, P pages, J each, S slots.
 
 forward     o_b = softmax(scale q_b K_b^T) V_b over the first lengths_b slots of sequence b, or with
             a window over the last `window` of those; with a soft cap, cap tanh(scale q K^T / cap)
@@ -63,8 +63,6 @@ def attention_decode(q_BHD: Tensor, k_PSGD: Tensor, v_PSGD: Tensor, lengths_B: T
         pages_BJ = torch.where(slot_J < lengths_B[:, None], pages_BJ, pages_BJ[:, :1])
         k_BSGD, v_BSGD = (x[pages_BJ].flatten(1, 2) for x in (k_PSGD, v_PSGD))
     S, G = k_BSGD.shape[1:3]
-    q_BGRD = (q_BHD * scale).view(B, G, H // G, D)
-    scores_BGRS = capped(q_BGRD @ k_BSGD.permute(0, 2, 3, 1), softcap)
     masks = {} if masks is None else masks
     if (S, window) not in masks:
         slot_S = torch.arange(S, device=q_BHD.device)
@@ -72,9 +70,11 @@ def attention_decode(q_BHD: Tensor, k_PSGD: Tensor, v_PSGD: Tensor, lengths_B: T
         if window is not None:
             outside_BS |= slot_S < lengths_B[:, None] - window
         mask_BS = q_BHD.new_zeros(B, S).masked_fill_(outside_BS, float("-inf"))
-        masks[S, window] = mask_BS[:, None, None]
-    scores_BGRS += masks[S, window]  # cost: one mask for all layers
-    return (scores_BGRS.softmax(-1) @ v_BSGD.transpose(1, 2)).reshape(B, H, D)
+        masks[S, window] = mask_BS.repeat_interleave(G, 0)[:, None].expand(-1, H // G, -1)
+    q_ZRD, k_ZDS = q_BHD.reshape(B * G, -1, D), k_BSGD.permute(0, 2, 3, 1).flatten(0, 1)
+    scores_ZRS = (torch.baddbmm(masks[S, window], q_ZRD, k_ZDS, alpha=scale) if softcap is None
+                  else capped(q_ZRD @ k_ZDS * scale, softcap) + masks[S, window])
+    return (scores_ZRS.softmax(-1) @ v_BSGD.transpose(1, 2).flatten(0, 1)).view(B, H, D)
 
 def attention_chunk(q_THD: Tensor, k_SGD: Tensor, v_SGD: Tensor, *, scale: float | None = None,
                     window: int | None = None, softcap: float | None = None,

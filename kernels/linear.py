@@ -28,6 +28,6 @@ def packed(maps: Sequence[nn.Linear], compute: torch.dtype | None,
         N, x_NC = len(x_NC), x_NC.to(dtype)
         if filling := rounded(N, least=4) - N:
             x_NC = F.pad(x_NC, (0, 0, 0, filling))
-        return op._linear_pointwise(x_NC, matrix, bias_O, *then)[:N]
+        return op._linear_pointwise.default(x_NC, matrix, bias_O, *then)[:N]
 
     return product

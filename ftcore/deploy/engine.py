@@ -215,7 +215,7 @@ class Engine:
             job.take = 1 if is_single else min(left, budget)
             budget -= 0 if is_single else job.take
         group = [job for job in self.running if job.take]
-        return sorted(group, key=lambda job: (not job.done, job.take > 1))
+        return sorted(group, key=lambda job: (not job.done, job.take > 1, job.row))
 
     def _attempt(self, jobs: list[Job], run: Callable[[list[Job], Said], None], said: Said) -> bool:
         """Run all at once, or where that raises one by one; whether any got through."""

@@ -117,11 +117,11 @@ class Norm(Layer):
         self.bias = nn.Parameter(torch.zeros(width)) if spec.norm_bias and not self.is_rms else None
 
     def forward(self, x_NC: Tensor, **more: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        more |= {"eps": self.eps, "impl": self.impl}
         if not self.is_rms:
-            return layer_norm(x_NC, self.weight, self.bias, **more)
+            return layer_norm(x_NC, self.weight, self.bias, eps=self.eps, impl=self.impl, **more)
         op = norm_rope if "cos_sin_2NE" in more else rms_norm
-        return op(x_NC, self.weight, offset=self.offset, **more)
+        more |= {"eps": self.eps, "offset": self.offset, "impl": self.impl}
+        return op(x_NC, self.weight, **more)
 
 class Attention(Layer):
     """Grouped-query self-attention over the stream's documents, in layer `index` of the model."""
@@ -129,7 +129,7 @@ class Attention(Layer):
     def __init__(self, spec: ModelSpec, index: int) -> None:
         super().__init__()
         C, H, G, D = spec.hidden_size, spec.num_heads, spec.num_kv_heads, spec.head_dim
-        self.head_dim, self.is_causal = D, spec.is_causal
+        self.head_dim, self.is_causal, self.heads = D, spec.is_causal, (H, G, G)
         self.rule = {"scale": spec.attention_scale, "softcap": spec.attention_softcap}
         self.rule["window"] = (spec.windows[index] or None) if spec.windows else None
         self.q_proj = Linear(C, H * D, bias=spec.qkv_bias)
@@ -142,9 +142,9 @@ class Attention(Layer):
     def forward(self, x_NC: Tensor, cos_sin_2NE: Tensor | None, docs: Docs, attend: Attend | None,
                 rows_M: Tensor | None) -> Tensor:
         maps = self.q_proj, self.k_proj, self.v_proj
-        parts = (self.packed(x_NC).split([m.out_features for m in maps], -1) if self.is_packed
-                 else [m(x_NC) for m in maps])
-        q_NHD, k_NGD, v_NGD = (part.unflatten(-1, (-1, self.head_dim)) for part in parts)
+        by_head = len(x_NC), -1, self.head_dim
+        q_NHD, k_NGD, v_NGD = (self.packed(x_NC).view(by_head).split(self.heads, 1)
+                               if self.is_packed else [each(x_NC).view(by_head) for each in maps])
         angles = {} if cos_sin_2NE is None else {"cos_sin_2NE": cos_sin_2NE}
         if self.q_norm is not None:
             q_NHD, k_NGD = self.q_norm(q_NHD, **angles), self.k_norm(k_NGD, **angles)
