@@ -43,8 +43,7 @@ def seen(model: Model, batch: Batch, temperature: float) -> Seen:
     logits_MV = model.head(h_MC)
     wide = torch.promote_types(logits_MV.dtype, torch.float32)
     logp_MV = (logits_MV.to(wide) / temperature).log_softmax(-1)
-    logp_M = logp_MV.gather(1, batch.labels[rows_M, None]).squeeze(1)
-    return Seen(logp_M, h_MC, logp_MV)
+    return Seen(logp_MV.gather(1, batch.labels[rows_M, None]).squeeze(1), h_MC, logp_MV)
 
 def divergences(policy: Seen, reference: Seen) -> dict[str, Tensor]:
     """KL(policy || reference) at each token by three estimates: exact, k1, k3 (nats)."""
@@ -108,8 +107,7 @@ class Control:
     squares: float = 0.0
 
     def adapt(self, kl: float, target: float, episodes: int, horizon: float) -> None:
-        error = min(max(kl / target - 1, -0.2), 0.2)
-        self.kl_coef *= 1 + error * episodes / horizon
+        self.kl_coef *= 1 + min(max(kl / target - 1, -0.2), 0.2) * episodes / horizon
 
     def deviation(self, scores: Sequence[float]) -> float:
         """Standard deviation of all scores so far, these among them; 1 where they are all equal."""

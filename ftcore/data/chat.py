@@ -117,8 +117,7 @@ def encode_prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> np.ndarr
     before an answer that begins with a word, which white space at the end may join."""
     require_plain(messages, tokenizer)
     text = render_text(messages, tokenizer, add_generation_prompt=True)
-    word = "x" if text[-1:].isspace() else ""
-    encoding = tokenizer.encode(text + word, special=False)
+    encoding = tokenizer.encode(text + "x" * text[-1:].isspace(), special=False)
     return encoding.ids_T[encoding.offsets_T2[:, 1] <= len(text)]
 
 def find_answers(chat: Chat, tokenizer: Tokenizer, train_on: TrainOn) -> tuple[str, Answers]:

@@ -20,8 +20,7 @@ def compare(config: DataConfig, train: Rows, held: Mapping[str, Rows], notes: No
     if held:
         settle("leak", config.leaks == "drop", train, leaks(train.examples, held), notes)
     if config.duplicates != "off":
-        is_dropped = config.duplicates == "near"
-        others = besides(train.examples, equal)
+        others, is_dropped = besides(train.examples, equal), config.duplicates == "near"
         lost = nearly_repeated(others, dedup.COMMON if is_dropped else 1.0)
         settle("near duplicate", is_dropped, train, lost, notes)
 

@@ -146,8 +146,7 @@ def prefix_tree(documents: Sequence[Encoded]) -> dict[str, Tensor | Docs]:
     for document in documents:
         node, known = -1, len(nodes)
         for token in document.tokens_T.tolist():
-            node = nodes.setdefault((node, token), len(nodes))
-            node_N.append(node)
+            node_N.append(node := nodes.setdefault((node, token), len(nodes)))
         own.append(len(nodes) - known)
     if len(nodes) > 0.8 * len(node_N):
         return {}

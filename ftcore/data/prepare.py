@@ -116,8 +116,7 @@ def held_out(strata: Sequence[Hashable], groups: Sequence[Hashable], count: int,
     # of each class: whole quotas first, the rest to the largest remainders
     quotas = {name: count * rows / len(strata) for name, rows in Counter(strata).items()}
     room = Counter({name: int(quota) for name, quota in quotas.items()})
-    by_rest = sorted(quotas, key=lambda name: room[name] - quotas[name])
-    room.update(by_rest[: count - room.total()])
+    room.update(sorted(quotas, key=lambda name: room[name] - quotas[name])[: count - room.total()])
     members: dict[Hashable, list[int]] = {}
     for row in np.random.default_rng([seed, len(strata)]).permutation(len(strata)).tolist():
         members.setdefault(groups[row], []).append(row)

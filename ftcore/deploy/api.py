@@ -78,8 +78,7 @@ class Api:
     async def _run(self, x: Exchange, jobs: Sequence[Job], take: Callable[[Job, Any], Any]) -> None:
         """Let the engine do jobs; `take` gets each word of it, and may tell it to end one. Those
         that are left when this ends, for whatever reason, do not go on."""
-        seconds, inbox, left = self.options.queue_seconds, asyncio.Queue(), {*jobs}
-        before: dict[Job, float] = {}
+        seconds, inbox, left, before = self.options.queue_seconds, asyncio.Queue(), {*jobs}, {}
         try:
             for job in jobs:
                 job.listener, job.adapter = inbox.put_nowait, x.adapter
@@ -109,12 +108,12 @@ class Api:
         require(self.model.task == "lm", "model", code="unsupported_task")
         asked = {fields["max_tokens"], fields.get("max_completion_tokens")} - {None}
         require(len(asked) < 2, "max_tokens", "differs from max_completion_tokens, its other name")
-        num_top, count, param = fields["logprobs"], fields["n"], "prompt"
-        if "messages" in fields:
-            param, top = "messages", fields["top_logprobs"]
+        param, several = await asyncio.to_thread(self._read, fields)
+        num_top, count = fields["logprobs"], fields["n"]
+        if param == "messages":
+            top = fields["top_logprobs"]
             require(num_top or top is None, "top_logprobs", "needs logprobs: true")
             num_top = (top or 0) if num_top else None
-        several = await asyncio.to_thread(self._texts, param, fields[param])
         said = f"times the prompts must be <= {self.options.prompts} (--prompts)"
         require(count * len(several) <= self.options.prompts, "n", said, "too_many_sequences")
         most = next(iter(asked), max(1, self.context - max(map(len, several))))
@@ -147,16 +146,18 @@ class Api:
         said = f"{count} tokens + {most} of an answer are more than the context's {self.context}"
         require(count + most <= self.context, param, said, "context_length_exceeded")
 
-    def _texts(self, param: str, given: str | list) -> list[list[int]]:
-        """Ids of a conversation, of a text, of several, or as they are given."""
+    def _read(self, fields: JsonObject) -> tuple[str, list[list[int]]]:
+        """The field that the model reads, and ids: of its conversation, its texts, or as given."""
+        param = next(name for name in ("messages", "prompt", "input") if name in fields)
+        given = fields[param]
         if param == "messages":
-            return [self._conversation(given)]
+            return param, [self._conversation(given)]
         if isinstance((several := listed(given))[0], list):
-            return several
+            return param, several
         for place, text in enumerate(several):
             self._require_plain(text, param if several is not given else f"{param}[{place}]")
         texts = [(text,) for text in several]
-        return [ids_T.tolist() for ids_T, _ in self.tokenizer.encode_pairs(texts)]
+        return param, [ids_T.tolist() for ids_T, _ in self.tokenizer.encode_pairs(texts)]
 
     def _conversation(self, messages: Sequence[JsonObject]) -> list[int]:
         """Ids of a chat, as in training: up to where a language model is to answer or, for one that
@@ -194,8 +195,7 @@ class Api:
 
     async def _scores(self, x: Exchange, fields: JsonObject) -> np.ndarray:
         """scores_BK, float64: what the model says of each text, or of a conversation."""
-        param = "messages" if "messages" in fields else "input"
-        several = await asyncio.to_thread(self._texts, param, fields[param])
+        param, several = await asyncio.to_thread(self._read, fields)
         self._require_room(several, param)
         jobs = [Job(ids, None) for ids in several]
         x.told["prompt_tokens"] = sum(map(len, several))
@@ -245,6 +245,14 @@ class Api:
         given |= {"text": redacted(given["text"])} if is_text else {}
         x.told["feedback"] = given | {"request_id": id_[0]}
         return {"object": "feedback", "request_id": id_[0]}
+
+    async def tokenize(self, x: Exchange, fields: JsonObject) -> JsonObject:
+        _, (ids,) = await asyncio.to_thread(self._read, fields)
+        return {"tokens": ids, "count": len(ids), "max_model_len": self.context}
+
+    async def detokenize(self, x: Exchange, fields: JsonObject) -> JsonObject:
+        decode = partial(self.tokenizer.decode, special=True)
+        return {"prompt": await asyncio.to_thread(decode, fields["tokens"])}
 
     async def models(self, x: Exchange, fields: JsonObject) -> JsonObject:
         base, given = self.served.name, (word.split("=", 1) for word in self.options.adapter)

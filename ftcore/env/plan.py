@@ -64,8 +64,7 @@ def planned(config: Run, model: nn.Module, documents: Sequence[Encoded],
         room = free_bytes(device) + (held["weights"] if device.type == "cpu" else 0)
         mine = longest[split(lengths_B[longest], shares)[0]]
         heaviest = [documents[int(mine[i])] for i in pack(lengths_B[mine], budget)[0]]
-        step = step_bytes(model, loss, heaviest)
-        memory |= {name: shares * each for name, each in step.items()}
+        memory |= {name: shares * each for name, each in step_bytes(model, loss, heaviest).items()}
         tokens, peak = sum(map(len, heaviest)), sum(memory.values())
         many = heaviest * -(-LINEAR_TOKENS // tokens)
         per_token = sum(step_bytes(model, loss, many).values()) / sum(map(len, many))

@@ -21,7 +21,7 @@ from tests.serve.conftest import Client, witnessed
 PROMPTS = ("one", "the other question", "and")
 ROUTES = {
     "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/classify", "/v1/score",
-    "/v1/models", "/v1/feedback",
+    "/v1/models", "/v1/feedback", "/tokenize", "/tokenize/chat", "/detokenize",
     "/openapi.json", "/metrics", "/health", "/health/live", "/health/ready",
     "/health/generate",
 }  # fmt: skip
@@ -192,6 +192,20 @@ def test_the_end_of_an_answer_is_not_in_its_text(server: Client, tokenizer: Toke
     longer = server.complete(logit_bias=end, ignore_eos=True).json
     assert longer["choices"][0]["finish_reason"] == "length" and not longer["choices"][0]["text"]
 
+def test_tokens_there_and_back(server: Client, tokenizer: Tokenizer) -> None:
+    parts = [{"type": "text", "text": part} for part in ("o", "ne")]
+    for content in ("one", parts):
+        body = {"messages": [{"role": "user", "content": content}]}
+        expected = encode_prompt([{"role": "user", "content": "one"}], tokenizer).tolist()
+        tokens = server.post("/tokenize/chat", body).json
+        assert tokens == {"tokens": expected, "count": len(expected), "max_model_len": 2048}
+        assert server.chat(content).json["usage"]["prompt_tokens"] == len(expected)
+    text = server.post("/detokenize", {"tokens": expected}).json
+    assert text == {"prompt": tokenizer.decode(expected, special=True)}
+    ids = tokenizer.encode("one caf\u00e9").ids_T.tolist()
+    assert server.post("/tokenize", {"prompt": "one caf\u00e9"}).json["tokens"] == ids
+    assert server.post("/detokenize", {"tokens": ids}).json["prompt"] == "one caf\u00e9"
+
 def test_the_parts_of_a_text_are_one_text(server: Client) -> None:
     parts = [{"type": "text", "text": part} for part in ("o", "ne")]
     one, other = server.chat(parts).json, server.chat("one").json
@@ -203,6 +217,7 @@ def test_no_text_of_a_user_becomes_a_special_token(server: Client, tokenizer: To
         for role in ("system", "user", "assistant", "tool"):
             body = {"messages": [{"role": role, "content": f"a{token}b"}]}
             assert server.post("/v1/chat/completions", body).error[0] == 400
+        assert server.post("/tokenize", {"prompt": token}).error[0] == 400
         for body in ({"prompt": token}, {"prompt": ["x", token]}):
             assert server.post("/v1/completions", body).error[0] == 400
         assert server.post("/v1/embeddings", {"input": token}).error[0] == 400

@@ -62,7 +62,7 @@ def test_embeddings(made: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     (coded,) = ask("/v1/embeddings", input="one", encoding_format="base64")["data"]
     values = np.frombuffer(base64.b64decode(coded["embedding"]), dtype=np.float32)
     assert np.allclose(values, plain["embedding"], atol=1e-6) and len(values) == 16
-    monkeypatch.setattr(ask.api, "_texts", lambda *_: [[5], []])
+    monkeypatch.setattr(ask.api, "_read", lambda *_: ("input", [[5], []]))
     with pytest.raises(Refused, match="input: holds no token"):
         ask("/v1/embeddings", input="one")
     monkeypatch.undo()

@@ -88,7 +88,7 @@ def test_without_keys_another_site_is_kept_out(server: Client) -> None:
 def test_every_route_needs_the_key(keyed: Client) -> None:
     wrong = [None, "", "ALPHA", "alphA", "alph", "alpha2", "gamma", "\xe9", "x" * 9000]
     for path in ("/v1/models", "/metrics", "/nowhere", "/health/generate",
-                 "/v1/chat/completions"):
+                 "/v1/chat/completions", "/tokenize"):
         for key in wrong:
             keyed.key = ""
             more = {} if key is None else {"Authorization": f"Bearer {key}"}
