@@ -129,13 +129,13 @@ class Cache:
     def _attend(self, layer: int, masks: dict, q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor,
                 docs: Docs, **rule: float | None) -> Tensor:
         """Store the new keys and values, return o_NHD; `rule`: scale, window, softcap, impl."""
-        N, B = len(self.rows_N), len(self.lengths_B)
+        N, B = self.rows_N.shape[0], self.lengths_B.shape[0]
         slab_2BSGD = self._fitted(layer, k_NGD, B).transpose(2, 3)
         slab_2BSGD[:, self.rows_N, self.slots_N] = torch.stack((k_NGD[:N], v_NGD[:N]))
         parts = []
         if self.num_singles:
             # cost: all slots, which lie together: some alone take 1.5 to 10 times as long in bf16
-            now = *slab_2BSGD[:, :B], self.lengths_B
+            now = *slab_2BSGD[:, :B].unbind(), self.lengths_B
             parts.append(attention_decode(q_NHD[self.asked], *now, masks=masks, **rule)[self.told])
         for row, (start, stop) in self.chunks:
             k_SGD, v_SGD = slab_2BSGD[:, row, : self.lengths[row]]
@@ -143,5 +143,5 @@ class Cache:
         if self.fresh is not None:
             new = (x_NHD[N - self.fresh.num_tokens : N] for x_NHD in (q_NHD, k_NGD, v_NGD))
             parts.append(attention(*new, self.fresh, is_causal=True, **rule))
-        parts += [q_NHD[N:]] * (len(q_NHD) > N)  # the filling of `Docs.num_rows`
+        parts += [q_NHD[N:]] * (q_NHD.shape[0] > N)  # the filling of `Docs.num_rows`
         return parts[0] if len(parts) == 1 else torch.cat(parts)

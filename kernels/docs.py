@@ -10,7 +10,7 @@ that a stream has in the layers' products (`rounded`)."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import accumulate, pairwise
 
 import torch
@@ -21,6 +21,7 @@ LONG = 512  # tokens; longer documents share a block with those of their very le
 BLOCK_COST = 6144  # scores of a head that take as long as one more block
 BLOCK_SCORES = 2**16  # of a head, in a block of several documents: more would leave the cache
 
+@cache
 def rounded(count: int, *, steps: int = 8, least: int = 8) -> int:
     """`count` up to one of `steps` sizes in every octave, which are `least` apart or more."""
     octave = 1 << max(count - 1, 1).bit_length() - 1

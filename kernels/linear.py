@@ -25,7 +25,7 @@ def packed(maps: Sequence[nn.Linear], compute: torch.dtype | None,
     then = ("none", [], "") if gelu is None else ("gelu", [], gelu)
 
     def product(x_NC: Tensor) -> Tensor:
-        N, x_NC = len(x_NC), x_NC.to(dtype)
+        N, x_NC = x_NC.shape[0], x_NC.to(dtype)
         if filling := rounded(N, least=4) - N:
             x_NC = F.pad(x_NC, (0, 0, 0, filling))
         return op._linear_pointwise.default(x_NC, matrix, bias_O, *then)[:N]

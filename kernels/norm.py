@@ -13,7 +13,6 @@ GPU         kernels/norm_triton.py, which reads and writes every value once
 source      Zhang and Sennrich 2019, arXiv:1910.07467; Ba et al. 2016, arXiv:1607.06450"""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
@@ -146,5 +145,5 @@ def layer_norm(x_NC: Tensor, weight_C: Tensor, bias_C: Tensor | None, *, eps: fl
         return kernels.Norm.apply(x_NC, residual_NC, weight_C, bias_C, (eps, 0.0, True))
     sum_NC = x_NC if residual_NC is None else x_NC + residual_NC
     y_NC = (_LayerNorm.apply(sum_NC, weight_C, bias_C, eps) if torch.is_grad_enabled() else
-            F.layer_norm(sum_NC, weight_C.shape, weight_C, bias_C, eps))
+            torch.layer_norm(sum_NC, weight_C.shape, weight_C, bias_C, eps))
     return y_NC if residual_NC is None else (y_NC, sum_NC)

@@ -142,8 +142,8 @@ class Attention(Layer):
     def forward(self, x_NC: Tensor, cos_sin_2NE: Tensor | None, docs: Docs, attend: Attend | None,
                 rows_M: Tensor | None) -> Tensor:
         maps = self.q_proj, self.k_proj, self.v_proj
-        by_head = len(x_NC), -1, self.head_dim
-        q_NHD, k_NGD, v_NGD = (self.packed(x_NC).view(by_head).split(self.heads, 1)
+        by_head = x_NC.shape[0], -1, self.head_dim
+        q_NHD, k_NGD, v_NGD = (self.packed(x_NC).view(by_head).split_with_sizes(self.heads, 1)
                                if self.is_packed else [each(x_NC).view(by_head) for each in maps])
         angles = {} if cos_sin_2NE is None else {"cos_sin_2NE": cos_sin_2NE}
         if self.q_norm is not None:
@@ -193,9 +193,9 @@ class Block(nn.Module):
         self.mlp = Mlp(spec)
         is_normed = spec.norm_first and spec.embedding_norm and index == 0
         self.input_layernorm = nn.Identity() if is_normed else Norm(spec)
-        self.attn_output_norm = Norm(spec) if spec.output_norms else nn.Identity()
+        self.attn_output_norm = Norm(spec) if spec.output_norms else nn.Identity().forward
         self.post_attention_layernorm = Norm(spec)
-        self.mlp_output_norm = Norm(spec) if spec.output_norms else nn.Identity()
+        self.mlp_output_norm = Norm(spec) if spec.output_norms else nn.Identity().forward
 
     def forward(self, h_NC: Tensor, cos_sin_2NE: Tensor | None, docs: Docs, attend: Attend | None,
                 rows_M: Tensor | None) -> Tensor:
@@ -214,7 +214,7 @@ class Block(nn.Module):
         return h_MC + self._drop(self.mlp_output_norm(self.mlp(x_MC)))
 
     def _drop(self, x_NC: Tensor) -> Tensor:
-        return dropout(x_NC, self.dropout, is_training=self.training)
+        return dropout(x_NC, self.dropout, is_training=True) if self.training else x_NC
 
 class Transformer(Layer):
     """Embeddings, L blocks and the final norm: tokens in, hidden states out. `recompute`: layers of
