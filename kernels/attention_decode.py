@@ -70,7 +70,7 @@ def attention_decode(q_BHD: Tensor, k_PSGD: Tensor, v_PSGD: Tensor, lengths_B: T
         if window is not None:
             outside_BS |= slot_S < lengths_B[:, None] - window
         mask_BS = q_BHD.new_zeros(B, S).masked_fill_(outside_BS, float("-inf"))
-        masks[S, window] = mask_BS.repeat_interleave(G, 0)[:, None].expand(-1, H // G, -1)
+        masks[S, window] = mask_BS[:, None, None].expand(-1, G, -1, -1).flatten(0, 1)
     q_ZRD, k_ZDS = q_BHD.reshape(B * G, -1, D), k_BSGD.permute(0, 2, 3, 1).flatten(0, 1)
     scores_ZRS = (torch.baddbmm(masks[S, window], q_ZRD, k_ZDS, alpha=scale) if softcap is None
                   else capped(q_ZRD @ k_ZDS * scale, softcap) + masks[S, window])
