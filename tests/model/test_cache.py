@@ -48,6 +48,7 @@ def test_any_order_of_steps_equals_whole_documents(lm_kind, hf, documents) -> No
         for row, (text, done) in enumerate(running):
             if count := min(chance.choice([0, 1, 1, 1, 25]), len(texts[text]) - done):
                 parts.append((row, texts[text][done : done + count]))
+        chance.shuffle(parts)
         parts.sort(key=lambda part: (running[part[0]][1] == 0, len(part[1]) > 1))
         for (row, ids), h_TC in zip(parts, grow(model, cache, parts) if parts else (), strict=True):
             text, done = running[row]
