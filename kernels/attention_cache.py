@@ -97,8 +97,8 @@ class Cache:
         tokens_N, self.slots_N, self.rows_N, self.lengths_B, self.asked = self.table.split(
             [docs.num_tokens] * 3 + [B] * 2)
         self.told, self.num_singles = self.rows_N[:singles], singles
-        if self.replays is None and [*rows] == [*place] == [*range(len(self.lengths))]:
-            self.asked, self.told = slice(B), slice(singles)  # cost: nothing to gather
+        if self.replays is None and [*rows] == [*place] == [*range(B)]:
+            self.asked = self.told = slice(B)  # cost: nothing to gather
         return tokens_N, docs
 
     def passed(self, run: Callable[[], Tensor]) -> Tensor:

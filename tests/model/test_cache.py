@@ -62,6 +62,20 @@ def test_any_order_of_steps_equals_whole_documents(lm_kind, hf, documents) -> No
                 running.pop()
     assert off <= 2e-5
 
+@pytest.mark.parametrize("count", [16, 17])  # of 17 the next size is 18
+def test_a_step_needs_no_rows_beside_its_own(count) -> None:
+    """A GPU fills up no stream, and adapters keep its passes from being replayed."""
+    cache, draw = Cache(1, torch.device("cpu")), torch.Generator().manual_seed(0)
+    rows, stored = [cache.join() for _ in range(count)], []
+    for _ in range(2):
+        _, docs = cache.extend(rows, [[1]] * count)
+        q_NHD, k_NHD, v_NHD = torch.randn(3, count, 2, 16, generator=draw)
+        stored.append((k_NHD, v_NHD))
+        o_NHD = cache.attends[0](q_NHD, k_NHD, v_NHD, docs)
+    k_BSHD, v_BSHD = (torch.stack(parts, 1) for parts in zip(*stored, strict=True))
+    weights_BHS = (torch.einsum("bhd,bshd->bhs", q_NHD, k_BSHD) / 4).softmax(-1)
+    assert torch.allclose(o_NHD, torch.einsum("bhs,bshd->bhd", weights_BHS, v_BSHD), atol=1e-5)
+
 def test_tokens_are_copied_from_one_row_to_another(model, documents) -> None:
     (text,) = documents([50])
     cache = Cache(model.spec.num_layers, model.device)
