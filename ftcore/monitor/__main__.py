@@ -20,7 +20,7 @@ from ftcore.files import write_file
 from ftcore.monitor import retrain
 from ftcore.monitor.drift import SIGNALS, STATES, Watch, wilson
 from ftcore.monitor.journal import read_journal, read_reference
-from ftcore.monitor.plan import PLAN, Limits, Line, Look, plan
+from ftcore.monitor.retrain import PLAN, Limits, Line, Look
 
 SECONDS, MOST_WINDOWS = 5.0, 50
 HEAD = ("what", "statistic", "value", "bound", "p", "rows", "state")
@@ -52,7 +52,7 @@ def watch(run: Path, log: Path, /, look: Look) -> NoReturn:
 
 def planned(run: Path, log: Path, folder: Path, /, limits: Limits) -> Line:
     """Wait, go back, or train: then the folder says how. A link that is to go back does."""
-    told = plan(run, log, folder, checked(limits))
+    told = retrain.plan(run, log, folder, checked(limits))
     hint = {"train": f"how: {folder}/{PLAN}", "go back": f"to {told['replaced']}", "wait": ""}
     if (answer := told["answer"]) == "go back" and run.is_symlink():
         hint[answer] = f"to {retrain.rollback(run)}"

@@ -40,8 +40,7 @@ from typing import Any
 import numpy as np
 
 from ftcore.monitor.journal import read_journal
-from ftcore.monitor.plan import Limits, plan
-from ftcore.monitor.retrain import promote, rollback
+from ftcore.monitor.retrain import Limits, plan, promote, rollback
 from tests.bench.sst2 import model_folder
 from tests.bench.tasks import write
 

@@ -15,7 +15,7 @@ from ftcore.errors import ConfigError, DataError
 from ftcore.monitor import retrain
 from ftcore.monitor.__main__ import main
 from ftcore.monitor.journal import read_reference
-from ftcore.monitor.plan import Limits, configured, decide, plan
+from ftcore.monitor.retrain import Limits, configured, decide, plan
 
 FEW = Limits(min_labelled=20, cooldown_hours=0, first_requests=240, window=20)
 COLOURS = {"warm": ("green", "lime"), "cold": ("pink", "rose")}  # the model never saw these
