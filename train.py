@@ -8,7 +8,7 @@
     python train.py --resume runs/NAME                  continue a run that was stopped
 
 Exit codes: 0 done; 2 what was asked must be mended; 3 a file of the run cannot be written or
-trusted; 4 checkpoints cannot be saved; 130 and 143 stopped by a signal, after saving.
+trusted; 130 and 143 stopped by a signal, after saving.
 """
 
 import json
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from ftcore.cli import CONFIG_FILE, Command, parse, to_toml
 from ftcore.config import PpoRun
-from ftcore.errors import CheckpointError, ConfigError, FtcoreError, SaveError
+from ftcore.errors import CheckpointError, ConfigError, FtcoreError
 
 if TYPE_CHECKING:
     from ftcore.data.store import Prepared
@@ -176,7 +176,7 @@ def main(argv: list[str]) -> int:
         return run(parse(argv))
     except FtcoreError as error:
         print(f"error: {error}", file=sys.stderr)
-        return {CheckpointError: 3, SaveError: 4}.get(type(error), 2)
+        return 3 if isinstance(error, CheckpointError) else 2
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -19,9 +19,6 @@ class ModelError(FtcoreError):
 class CheckpointError(FtcoreError):
     """A checkpoint cannot be written, or none of those found can be trusted."""
 
-class SaveError(FtcoreError):
-    """A run stopped, since its checkpoints cannot be written."""
-
 class TrainingError(FtcoreError):
     """A run cannot go on: its steps are not applied."""
 

@@ -62,20 +62,18 @@ def gae(rewards_M: Tensor, values_M: Tensor, lengths: Sequence[int], *, gamma: f
     """advantages_M by generalised advantage estimation, each episode by itself."""
     advantages: list[float] = []
     for r_T, v_T in zip(rewards_M.split(lengths), values_M.split(lengths), strict=True):
-        next_T = torch.cat([v_T[1:], v_T.new_zeros(1)])
-        deltas = reversed((r_T + gamma * next_T - v_T).tolist())
+        deltas = reversed((r_T + gamma * torch.cat([v_T[1:], v_T.new_zeros(1)]) - v_T).tolist())
         backwards = accumulate(deltas, lambda ahead, delta: delta + gamma * lam * ahead)
         advantages += reversed([*backwards])
     return rewards_M.new_tensor(advantages)
 
-def grouped(rewards_M: Tensor, lengths: Sequence[int], samples: int, *,
-            leaves_one_out: bool) -> Tensor:
+def grouped(rewards_M: Tensor, lengths: Sequence[int], samples: int, *, is_rloo: bool) -> Tensor:
     """advantages_M by the other answers to the prompt, of which each has `samples` in turn."""
     # numerics: float64, or what rounding leaves of equal rewards is divided by nearly nothing
     sums_B = torch.stack([r_T.sum() for r_T in rewards_M.cpu().double().split(lengths)])
     sums_PS = sums_B.view(-1, samples)
     apart_PS = sums_PS - sums_PS.mean(1, keepdim=True)
-    if leaves_one_out:
+    if is_rloo:
         apart_PS = apart_PS * samples / (samples - 1)
     else:
         apart_PS = apart_PS / (sums_PS.std(1, keepdim=True) + 1e-4)

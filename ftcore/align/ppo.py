@@ -194,8 +194,8 @@ class PpoLoop(Loop):
             discounts = {"gamma": ppo.gamma, "lam": ppo.gae_lambda}
             found_M = objective.gae(told["reward"], told["value"], lengths, **discounts)
         else:
-            samples, leaves = self.config.rollout.samples, ppo.advantage == "leave_one_out"
-            found_M = objective.grouped(told["reward"], lengths, samples, leaves_one_out=leaves)
+            samples, is_rloo = self.config.rollout.samples, ppo.advantage == "leave_one_out"
+            found_M = objective.grouped(told["reward"], lengths, samples, is_rloo=is_rloo)
         told["return"] = found_M + told["value"]
         told["advantage"] = objective.whitened(found_M) if ppo.whiten else found_M
         parts = torch.stack([*told.values()]).split(lengths, 1)

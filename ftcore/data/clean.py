@@ -30,7 +30,3 @@ def normalised(text: str, *, form: Literal["nfc", "nfkc"] = "nfc", unescape: boo
 def _character(entity: re.Match[str]) -> str:
     is_known = entity[1][0] == "#" or f"{entity[1]};" in html.entities.html5
     return html.unescape(f"&{entity[1]};") if is_known else f"&{entity[1]};"
-
-def mojibake(text: str) -> int:
-    """How many characters were lost to a wrong encoding, as far as that can be seen."""
-    return len(PATTERNS["mojibake"].findall(text))

@@ -77,12 +77,12 @@ def prepare(config: DataConfig, tokenizer: Tokenizer, *, seed: int,
 
 def tidy(config: DataConfig, part: Rows, split: str, notes: Notes) -> None:
     """Texts in one normal form, the same in every split; the notes count what was found."""
-    found, lost = Counter(), []
+    found, lost, lost_in = Counter(), [], clean.PATTERNS["mojibake"].findall
     normal = partial(clean.normalised, form=config.unicode, unescape=config.unescape)
     for index, example in enumerate(part.examples):
         before = example.texts
         after = before if config.unicode == "off" else tuple(map(normal, before))
-        found["mojibake"] += sum(clean.mojibake(text) for text in after if not text.isascii())
+        found["mojibake"] += sum(len(lost_in(text)) for text in after if not text.isascii())
         if after != before:
             found["texts changed"] += 1
             part.examples[index] = example = example.with_texts(after)

@@ -146,9 +146,8 @@ class Answers:
 
     def figures(self) -> list[Record]:
         """Of each answer, for the log."""
-        return [answer_figures([token.id for token in choice.answer],
-                               fmean(token.logprob for token in choice.answer), choice.reason)
-                for choice in self.choices.values()]
+        return [answer_figures([t.id for t in each.answer], fmean(t.logprob for t in each.answer),
+                               each.reason) for each in self.choices.values()]
 
     def _send(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None = None) -> None:
         event = {**self.head, "choices": choices} | ({"usage": usage} if self.tells_usage else {})

@@ -38,11 +38,10 @@ JsonObject = dict[str, Any]
 class Api:
     """The routes, for `http.Server`; `start` once the event loop runs."""
 
-    def __init__(self, engine: Engine, served: Served, options: ServeConfig,
-                 meters: Meters) -> None:
-        self.engine, self.served, self.options = engine, served, options
+    def __init__(self, engine: Engine, served: Served, config: ServeConfig, meters: Meters) -> None:
+        self.engine, self.served, self.options = engine, served, config
         self.model, self.tokenizer, self.meters = engine.model, served.tokenizer, meters
-        self.began, spec, flags = int(time.time()), self.model.spec, vars(options)
+        self.began, spec, flags = int(time.time()), self.model.spec, vars(config)
         self.context = min(spec.max_positions, engine.cache_tokens)
         self.numbers = {**flags, "context": self.context, "last_id": spec.vocab_size - 1,
                         "width": spec.hidden_size}

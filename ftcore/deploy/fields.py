@@ -41,8 +41,7 @@ class Fields:
         require(isinstance(given, dict), code="invalid_json")
         return self._object(given, self.rule, "")
 
-    def _object(self, given: Mapping[str, Any], rule: Mapping[str, Any],
-                path: str) -> dict[str, Any]:
+    def _object(self, given: dict[str, Any], rule: Mapping[str, Any], path: str) -> dict[str, Any]:
         fields, rules, start = {}, rule["properties"], f"{path}." if path else ""
         for name, inner in rules.items():
             if (value := given.get(name)) is not None:

@@ -25,7 +25,7 @@ from ftcore.config import Run
 from ftcore.data.pack import Batch, Encoded, collate, lengths, pack, split, step_rows, total_weight
 from ftcore.env.compute import LossScale, derived
 from ftcore.env.run import RunFolder, StopFlag
-from ftcore.errors import CheckpointError, SaveError, TrainingError
+from ftcore.errors import CheckpointError, TrainingError
 from ftcore.model.heads import EMBEDDING, Model
 from ftcore.tune.checkpoint import Checkpoints, Loaded, load
 from ftcore.tune.freeze import rates_of
@@ -100,7 +100,7 @@ class Loop:
             self.optimizer.load_state(best.tensors, best.state["optimizer_steps"])
 
     def train(self) -> int:
-        """Returns the exit code: 0, 130, 143. Raises SaveError, TrainingError: it cannot go on."""
+        """The exit code: 0, 130, 143. Raises CheckpointError, TrainingError: it cannot go on."""
         self.model.train()
         progress, options = self.progress, self.config.loop
         with (Workers(self.num_processes, self.optimizer, self) as workers, StopFlag() as stop,
@@ -126,7 +126,7 @@ class Loop:
                     raise TrainingError(f"{what}, {see}; lower optim.lr, or mend the rows")
                 if self.checkpoints.failed_in_a_row >= MAX_FAILED_SAVES:
                     what = "stopped, since checkpoints cannot be saved: mend that, then continue"
-                    raise SaveError(f"{what} with: python train.py --resume {self.run.path}")
+                    raise CheckpointError(f"{what} with: python train.py --resume {self.run.path}")
                 if exit_code:
                     tqdm.write(f"stopped after step {step}; continue with --resume {self.run.path}")
                     return exit_code

@@ -73,10 +73,10 @@ def test_episodes_do_not_see_each_other(draw: Draw) -> None:
     for mine, (r_T, v_T, length) in zip(together, parts, strict=True):
         assert torch.equal(mine, gae(r_T, v_T, [length], **rule))
 
-@pytest.mark.parametrize("leaves_one_out", [False, True])
+@pytest.mark.parametrize("is_rloo", [False, True])
 @pytest.mark.parametrize(("prompts", "samples"), [(1, 2), (1, 8), (3, 2), (4, 8), (2, 5)])
 def test_answers_are_compared_with_others_to_their_prompt(
-    prompts: int, samples: int, leaves_one_out: bool, draw: Draw
+    prompts: int, samples: int, is_rloo: bool, draw: Draw
 ) -> None:
     random = np.random.default_rng(samples)
     for _ in range(20):
@@ -87,21 +87,21 @@ def test_answers_are_compared_with_others_to_their_prompt(
         for i, length in enumerate(lengths):
             first = i // samples * samples
             same = sums[first : first + samples]
-            if leaves_one_out:
+            if is_rloo:
                 wanted += [sums[i] - (sum(same) - sums[i]) / (samples - 1)] * length
             else:
                 wanted += [(sums[i] - np.mean(same)) / (np.std(same, ddof=1) + 1e-4)] * length
-        found_M = grouped(rewards_M, lengths, samples, leaves_one_out=leaves_one_out)
+        found_M = grouped(rewards_M, lengths, samples, is_rloo=is_rloo)
         assert found_M.tolist() == pytest.approx(wanted, rel=1e-9, abs=1e-12)
 
 def test_equal_answers_have_no_advantage() -> None:
     rewards_M, lengths = torch.tensor([1.0, 0, 1, 0.25, 0.75, 2, 2]), [2, 1, 3, 1]
-    for leaves_one_out in (False, True):
-        same_M = grouped(rewards_M[:6], lengths[:2] + [2, 1], 2, leaves_one_out=leaves_one_out)
+    for is_rloo in (False, True):
+        same_M = grouped(rewards_M[:6], lengths[:2] + [2, 1], 2, is_rloo=is_rloo)
         assert same_M[:3].tolist() == [0.0] * 3 and same_M[3:].abs().min() > 0
 
 def test_advantages_of_a_group_sum_to_nothing(draw: Draw) -> None:
-    found_M = grouped(draw(8), [1] * 8, 4, leaves_one_out=True)
+    found_M = grouped(draw(8), [1] * 8, 4, is_rloo=True)
     assert found_M[:4].sum().item() == pytest.approx(0, abs=1e-12)
     assert found_M[4:].sum().item() == pytest.approx(0, abs=1e-12)
 
@@ -136,7 +136,7 @@ def test_what_does_not_differ_is_whitened_to_nothing(x: float) -> None:
     """In fp32 the mean of equal numbers is not that number, and what is left would be scaled up."""
     for count in (1, 3, 7, 31, 4097):
         assert whitened(torch.full((count,), x)).abs().max() < 1e-5
-        for leaves_one_out in (False, True):
-            rule = {"leaves_one_out": leaves_one_out}
+        for is_rloo in (False, True):
+            rule = {"is_rloo": is_rloo}
             apart_M = grouped(torch.full((2 * count,), x), [1] * 2 * count, 2 * count, **rule)
             assert apart_M.abs().max() < 1e-6 and apart_M.dtype == torch.float32

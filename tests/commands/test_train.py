@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ftcore.data.read import read_rows
-from ftcore.errors import CheckpointError, ConfigError, SaveError
+from ftcore.errors import CheckpointError, ConfigError, TrainingError
 from ftcore.model.heads import Model
 
 Run = Callable[..., tuple[dict[str, Any], str]]
@@ -156,7 +156,7 @@ def test_the_exit_code_says_what_failed(
 ) -> None:
     import train
 
-    for error, code in ((ConfigError, 2), (CheckpointError, 3), (SaveError, 4)):
+    for error, code in ((ConfigError, 2), (CheckpointError, 3), (TrainingError, 2)):
 
         def failing(*args: object, error: type[Exception] = error) -> int:
             raise error

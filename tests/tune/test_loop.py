@@ -15,7 +15,7 @@ from torch import Tensor
 from ftcore.config import PeftConfig
 from ftcore.data.pack import collate
 from ftcore.env.run import read_metrics
-from ftcore.errors import CheckpointError, SaveError
+from ftcore.errors import CheckpointError
 from ftcore.tune.checkpoint import load
 from ftcore.tune.freeze import assert_unmoved, frozen_hashes
 from ftcore.tune.loop import Loop
@@ -210,7 +210,7 @@ def test_failed_saves_end_a_run_when_three_come_in_a_row(
     monkeypatch.setattr(files, "write_folder", full_disk)
     loop = make_loop("full", save_every=2)
     if ends:
-        with pytest.raises(SaveError, match=r"cannot be saved.* --resume .*/full"):
+        with pytest.raises(CheckpointError, match=r"cannot be saved.* --resume .*/full"):
             loop.train()
     else:
         assert loop.train() == 0
