@@ -67,6 +67,10 @@ class TextDataConfig(DataConfig):
     max_length: Count = 512  # tokens of one document
     over_length: OverLength = "split"  # of longer texts; split: several documents, none lost
 
+class MaskedDataConfig(TextDataConfig):
+    """Plain text, of which some tokens are hidden and to be told."""
+    maskings: Count = 1  # times each text is there, with other tokens hidden each time
+
 class ChatDataConfig(DataConfig):
     """Conversations: `messages` [{role, content}], or others by the names of their columns."""
     messages: str = "messages"  # column of turns, or of a transcript whose speakers `roles` names
@@ -283,6 +287,10 @@ class PretrainRun(Section):
         """Training rows that a step of the loop reads."""
         return self.optim.batch_size
 
+class MaskedRun(PretrainRun):
+    """Masked-language modelling: an encoder learns to tell hidden tokens of plain text."""
+    data: MaskedDataConfig = MaskedDataConfig()
+
 class SftRun(PretrainRun):
     """Supervised fine-tuning on conversations."""
     data: ChatDataConfig = ChatDataConfig()
@@ -329,6 +337,6 @@ class DpoRun(SftRun):
     data: PairsDataConfig = PairsDataConfig()
     dpo: DpoConfig = DpoConfig()
 
-RUNS = {"pretrain": PretrainRun, "sft": SftRun, "classify": ClassifyRun, "regress": RegressRun,
-        "reward": RewardRun, "dpo": DpoRun, "ppo": PpoRun, "grpo": GrpoRun}
+RUNS = {"pretrain": PretrainRun, "mlm": MaskedRun, "sft": SftRun, "classify": ClassifyRun,
+        "regress": RegressRun, "reward": RewardRun, "dpo": DpoRun, "ppo": PpoRun, "grpo": GrpoRun}
 Run = PretrainRun  # and the tasks made from it

@@ -32,8 +32,7 @@ def write_folder(target: Path, *, needed_bytes: int = 0) -> Iterator[Path]:
     with _staged(target, needed_bytes) as temp:
         temp.mkdir()
         yield temp
-        # safetensors creates its files with mode 0600; the folder's mode carries the umask.
-        mode, files = temp.stat().st_mode & 0o644, {}
+        mode, files = temp.stat().st_mode & 0o644, {}  # by the umask; safetensors' own is 0600
         for path in sorted(filter(Path.is_file, temp.rglob("*"))):
             path.chmod(mode)
             fsync(path)

@@ -46,6 +46,8 @@ from tests.commands.conftest import (
     classify,
     dpo,
     files,
+    masked,
+    masked_bert,
     pretrain,
     qwen3,
     reward,
@@ -65,10 +67,11 @@ RUNS = {
     "sft, lora, fp16": {"dtype": torch.float16, "peft": LORA},
     "classify, full, autocast": {"family": "bert", "compute": torch.bfloat16},
     "classify, full, fp32": {"family": "bert"},
+    "hidden tokens": {"family": "masked"},
     "reward, full": {"family": "reward"},
     "dpo, lora": {"family": "dpo", "peft": LORA},
 }
-TASKS = ("classify", "several", "scored", "sft", "pretrain", "reward", "dpo")
+TASKS = ("classify", "several", "scored", "sft", "pretrain", "masked", "reward", "dpo")
 HOLD = 9  # claims of a chat run with low-rank updates; other runs have less
 
 def verified(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:

@@ -107,8 +107,7 @@ class PpoLoop(Loop):
             random = np.random.default_rng(derived(self.seed, ORDER, step, epoch))
             mixed = [episodes[i].document for i in random.permutation(len(episodes))]
             batches += [mixed[i : i + size] for i in range(0, len(mixed), size)]
-        # cost: the reference is asked where rewards or the log need it; and where one update sees
-        # all, nothing is compared with what it sees itself
+        # cost: the reference is asked for rewards or the log; nothing, where one update sees all
         measures = bool(self.control.kl_coef or ppo.kl_target or self._is_logged(step + 1))
         is_blind = len(batches) == 1 and self.model.value is None and not measures
         workers.ask("take", {

@@ -79,9 +79,13 @@ def text(document: Encoded, labels: Names, tokenizer: Tokenizer) -> str:
     if not isinstance(document.weights, np.ndarray):
         target = labels[document.labels] if isinstance(document.labels, int) else document.labels
         return f"{tokenizer.decode(document.tokens_T, special=True)} -> {target}"
-    # labels are the next tokens; every second part is supervised, and never the first token
-    starts = np.flatnonzero(np.diff(document.weights[:-1] > 0, prepend=False)) + 1
-    parts = [tokenizer.decode(part, special=True) for part in np.split(document.tokens_T, starts)]
+    # labels are the next tokens, or those that are hidden; every second part is supervised
+    scored_M = np.flatnonzero(document.weights[:-1])
+    is_next = np.array_equal(document.labels[scored_M], document.tokens_T[scored_M + 1])
+    is_scored_T = document.weights[: -is_next or None] > 0  # the first token is never predicted
+    starts = np.flatnonzero(np.diff(is_scored_T, prepend=False)) + is_next
+    whole = np.split(document.tokens_T if is_next else document.labels, starts)
+    parts = [tokenizer.decode(part, special=True) for part in whole]
     return "".join(f"[[{part}]]" if n % 2 else part for n, part in enumerate(parts))
 
 def main(words: list[str]) -> int:

@@ -148,8 +148,7 @@ def find_answers(chat: Chat, tokenizer: Tokenizer, train_on: TrainOn) -> tuple[s
                 raise RowError("its text does not begin with its prompt's; take data.train_on last")
             start, end = len(prompt), len(text)
         elif message["role"] == "assistant":
-            # after the generation prompt, else at the white space before the content: Qwen3's empty
-            # <think> part is thus the model's to write
+            # behind the generation prompt, or the white space before: an empty <think> is learned
             place = text.rfind(header, before[index], start) if header else -1
             space = before[index] + len(text[before[index] : start].rstrip())
             start = place + len(header) if place >= 0 else space

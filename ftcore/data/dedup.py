@@ -127,8 +127,7 @@ def _candidates(signature_BH: np.ndarray, side_B: np.ndarray) -> np.ndarray:
         for gap in range(1, WINDOW + 1):
             is_same = key[:-gap] == key[gap:]
             pairs += likely(order[:-gap][is_same], order[gap:][is_same])
-        # cost: np.unique would put these numbers, far from random, into a hash table, slower by far
-        found_P = np.sort(np.concatenate(pairs))
+        found_P = np.sort(np.concatenate(pairs))  # cost: np.unique would hash them, slower by far
         found_P = found_P[np.diff(found_P, prepend=-1) > 0]
     return np.stack(np.divmod(found_P, max(B, 1)))
 

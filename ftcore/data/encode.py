@@ -6,7 +6,7 @@ Letters: T tokens of a document. Every row becomes one, or is rejected. A pair t
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import tee
+from itertools import product, tee
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ConfigError, DataError, ModelError
 
 Names = tuple[str, ...] | None  # of classes, by index
+HIDDEN = 0.15  # share of a text's tokens
 
 @dataclass
 class Split:
@@ -34,8 +35,9 @@ def encode(config: DataConfig, examples: Sequence[Example], tokenizer: Tokenizer
            labels: Names = None) -> Split:
     """Examples of one split as documents; `labels` of what has classes. DataError: none is left."""
     split, index = Split(), {name: number for number, name in enumerate(labels or ())}
-    kinds = {configs.TextDataConfig: _texts, configs.PairsDataConfig: _pairs,
-             configs.ChatDataConfig: _chats, configs.TextsConfig: partial(_labelled, labels=index)}
+    kinds = {configs.MaskedDataConfig: _masked, configs.TextDataConfig: _texts,
+             configs.PairsDataConfig: _pairs, configs.ChatDataConfig: _chats,
+             configs.TextsConfig: partial(_labelled, labels=index)}
     make = next(make for kind, make in kinds.items() if isinstance(config, kind))
     make(split, examples, tokenizer, config)
     columns.require_some(split.documents, split.rejected)
@@ -53,6 +55,29 @@ def _texts(split: Split, texts: Sequence[Text], tokenizer: Tokenizer, config: Da
             split.num_bytes += len(text.texts[0].encode())
     if split.cut and config.over_length != "split":
         split.num_bytes = 0
+
+def _masked(split: Split, texts: Sequence[Text], tokenizer: Tokenizer, config: DataConfig) -> None:
+    """Texts between an encoder's special tokens, `maskings` times. Of their own tokens some, chosen
+    by the row's id and the number of the masking alone, are scored: most stand as the mask token,
+    one in ten as any, one in ten as itself. source: Devlin et al. 2019, arXiv:1810.04805, 3.1"""
+    if (mask := tokenizer.special.get("mask_token")) is None:
+        raise ModelError(f"{tokenizer.where}: the tokenizer has no mask token: name an encoder")
+    around, _ = next(tokenizer.encode_pairs([("",)], max_length=config.max_length))
+    limited = replace(config, max_length=config.max_length - len(around))
+    encodings = tokenizer.encode_batch([text.texts[0] for text in texts], special=False)
+    for text, (ids_T, _) in zip(texts, encodings, strict=True):
+        admit(split, text, Encoded(text.id, ids_T, ids_T, np.ones(len(ids_T))), limited)
+    whole, split.documents, lead = split.documents, [], len(around) // 2
+    for document, number in product(whole, range(config.maskings)):
+        random = np.random.default_rng([number, *document.row_id.encode()])
+        ids_T, chance_T = np.insert(around, lead, document.tokens_T), random.random(len(document))
+        chance_T = np.pad(chance_T, (lead, len(around) - lead), constant_values=1)
+        most = max(HIDDEN, chance_T.min())  # so that one is hidden at least
+        kinds = [chance_T > most, chance_T > 0.2 * most, chance_T > 0.1 * most]
+        any_T = random.integers(tokenizer.vocab_size, size=len(ids_T))
+        read_T = np.select(kinds, [ids_T, tokenizer.id_of(mask), ids_T], any_T).astype(np.int32)
+        row_id, weights_T = f"{document.row_id}:{number}", (chance_T <= most).astype(np.float32)
+        split.documents.append(Encoded(row_id, read_T, ids_T, weights_T))
 
 def cut(document: Encoded, config: DataConfig, bos_id: int | None) -> list[Encoded]:
     """What is left of a document that is too long: its first tokens, its last ones behind BOS, or

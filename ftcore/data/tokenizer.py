@@ -104,8 +104,7 @@ class Tokenizer:
             fast = tokenizers.Tokenizer.from_str(fast.to_str())  # the first stays as it is
             fast.enable_truncation(max_length, direction=side)
         inputs = [some if len(some) > 1 else some[0] for some in texts]
-        is_typed = are_pairs or any(fast.encode("a").type_ids)
-        # cost: unasked, as the library would make a list of zeros for each
+        is_typed = are_pairs or any(fast.encode("a").type_ids)  # cost: else lists of zeros
         found = self._encoded(fast.encode_batch_fast, inputs,
                               lambda fast: fast.type_ids if is_typed else [])
         for ids_T, types_T in found:

@@ -163,7 +163,7 @@ def _golden(model: Model, tokenizer: Tokenizer, task: str, texts: Iterable[str])
                  else tokenizer.encode(text).ids_T)
         documents.append(Encoded(text, ids_T, ids_T, np.ones(len(ids_T), np.float32)))
     says_MK, counts = all_logits(model, documents, 8192).double(), 1
-    if model.task == "lm":
+    if model.task != "classify":
         says_MK, counts = says_MK.log_softmax(-1).amax(-1), [*map(len, documents)]
     return [{"text": text, "ids": document.tokens_T.tolist(), "says": part.flatten().tolist()}
             for text, document, part in zip(texts, documents, says_MK.split(counts), strict=True)]

@@ -60,8 +60,7 @@ class RunFolder(ExitStack):
     def log(self, step: int, values: Mapping[str, float]) -> None:
         if self._tensorboard is None:
             assert self._purge is not None, "a resumed run is trimmed before it logs"
-            # cost: 0.3 s of import, and not needed by those who only read a run.
-            from torch.utils.tensorboard import SummaryWriter
+            from torch.utils.tensorboard import SummaryWriter  # cost: 0.3 s of import
 
             writer = SummaryWriter(str(self.path / "tensorboard"), **self._purge)
             self._tensorboard = self.enter_context(writer)
@@ -130,8 +129,7 @@ class StopFlag(ExitStack):
 
     def __enter__(self) -> Self:
         for number in (signal.SIGTERM, signal.SIGINT):
-            # A handler that Python did not install reads as None and cannot be put back.
-            old = signal.signal(number, self._stop) or signal.SIG_DFL
+            old = signal.signal(number, self._stop) or signal.SIG_DFL  # None: one not Python's
             self.callback(signal.signal, number, old)
         return self
 

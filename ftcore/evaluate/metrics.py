@@ -256,8 +256,7 @@ def judged_command(target: str, predicted: str, *, intent: str = "intent") -> di
 def _leaves(command: dict[str, Any]) -> dict[tuple, str]:
     """{path: JSON text}; an empty object or list is a leaf too, so equal leaves, equal objects."""
     leaves, open_items = {}, [((), command)]
-    # A stack, not recursion: generated objects may nest deeper than Python's stack goes.
-    while open_items:
+    while open_items:  # no recursion: what is generated may nest deeper than Python's stack goes
         path, value = open_items.pop()
         if value and isinstance(value, dict | list):
             items = value.items() if isinstance(value, dict) else enumerate(value)

@@ -61,8 +61,7 @@ def confusion_table(rows: Sequence[Mapping[str, Any]], texts: Mapping[str, str])
 def write_predictions(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write one UTF-8 JSON line per row, whole or not at all. Raises CheckpointError: it cannot."""
     lines = [json.dumps(_plain(row), ensure_ascii=False) + "\n" for row in rows]
-    # Half a surrogate pair has no UTF-8 form, but its escape is JSON.
-    write_file(path, "".join(lines).encode("utf-8", "backslashreplace"))
+    write_file(path, "".join(lines).encode("utf-8", "backslashreplace"))  # half a pair: escaped
 
 def note_opening(run: Path, files: Sequence[str], metrics: Mapping[str, Any]) -> int:
     """Add to RUN/openings.jsonl that test rows were judged; returns how often by now."""

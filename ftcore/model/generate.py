@@ -42,9 +42,8 @@ def generate(model: Model, prompts: Sequence[Sequence[int]], *, max_new_tokens: 
     assert not model.training, "dropout would decide: model.eval() before generating"
     cache = Cache(model.spec.num_layers, model.device)
     answers: list[list[int]] = [[] for _ in prompts]
-    # cost: a prompt that stands several times in turn is read once
     is_new_B = [i == 0 or prompt is not prompts[i - 1] for i, prompt in enumerate(prompts)]
-    read_B = [number - 1 for number in accumulate(is_new_B)]
+    read_B = [number - 1 for number in accumulate(is_new_B)]  # cost: each once, of equal ones
     running = sorted(range(len(prompts)), key=lambda i: not is_new_B[i])  # prompt of each row
     new_tokens = [prompts[i] for i in running if is_new_B[i]]
     for _ in new_tokens:

@@ -1,5 +1,7 @@
 """The heads: logits, in the compute dtype, or a `loss` that does without them as a whole."""
 
+from collections.abc import Iterable
+from functools import partial
 from typing import Literal
 
 import torch
@@ -12,30 +14,34 @@ from kernels.docs import Docs
 from kernels.dropout import dropout
 from kernels.softcap import capped
 
-ModelTask = Literal["lm", "classify", "trunk"]
+ModelTask = Literal["lm", "mlm", "classify", "trunk"]
 EMBEDDING, HEAD = "trunk.embed_tokens.weight", "head.lm_head.weight"
-POOLERS = {"tanh": torch.tanh, "relu": torch.relu, "gelu_norm": nn.functional.gelu}
+POOLERS = {"tanh": torch.tanh, "relu": torch.relu, "transform": nn.functional.gelu}
 
 class Head(nn.Module):
     """Scores from hidden states: a last linear map over the `features` of M scored rows.
 
-    lm_head      over the vocabulary, of a decoder: which token is next ("lm")
+    lm_head      over the vocabulary: a decoder's next token ("lm"); an encoder's hidden one, behind
+                 its transform, norm(gelu(dense)) ("mlm")
     classifier   over the classes of each document ("classify"). Encoders pool the first token, or
-                 the mean of all, through a dense map and what the spec's `pooler` names;
-                 decoders the last one, which has seen the whole document"""
+                 the mean of all, through a dense map and what the spec's `pooler` names, or the
+                 transform; decoders the last one, which has seen the whole document"""
 
     def __init__(self, spec: ModelSpec, task: ModelTask, num_labels: int) -> None:
         super().__init__()
         C, self.is_classifier = spec.hidden_size, task == "classify"
-        self.pooling, self.activation = spec.pooling, POOLERS.get(spec.pooler)
-        self.pooler = Linear(C, C, bias=spec.linear_bias) if spec.pooler else None
-        self.pooler_norm = Norm(spec) if spec.pooler == "gelu_norm" else nn.Identity()
+        pooler = spec.pooler if self.is_classifier else "transform" if task == "mlm" else None
+        self.pooling, self.activation = spec.pooling, POOLERS.get(pooler)
+        dense, is_transform = partial(Linear, C, C, bias=spec.linear_bias), pooler == "transform"
+        self.pooler = dense() if pooler and not is_transform else None
+        self.transform = dense() if is_transform else None
+        self.transform_norm = Norm(spec) if is_transform else nn.Identity()
         if self.is_classifier:
             self.dropout, self.softcap = spec.dropout, None
             self.classifier = Linear(C, num_labels, bias=not spec.is_causal)
         else:
             self.dropout, self.softcap = 0.0, spec.logit_softcap
-            self.lm_head = Linear(C, spec.vocab_size, bias=False)
+            self.lm_head = Linear(C, spec.vocab_size, bias=task == "mlm")
 
     @property
     def last(self) -> Linear:
@@ -47,10 +53,10 @@ class Head(nn.Module):
 
     def features(self, h_MC: Tensor, docs: Docs | None) -> Tensor:
         """What the last map sees, x_MC; of documents one row each."""
-        if self.pooling == "mean":
+        if self.pooling == "mean" and docs is not None:
             h_MC = torch.stack([h_TC.mean(0) for h_TC in h_MC.split(docs.lengths)])
-        if self.pooler is not None:
-            h_MC = self.pooler_norm(self.activation(self.pooler(h_MC)))
+        if self.activation is not None:
+            h_MC = self.transform_norm(self.activation((self.pooler or self.transform)(h_MC)))
         return dropout(h_MC, self.dropout, is_training=self.training)
 
     def forward(self, h_MC: Tensor, docs: Docs | None = None) -> Tensor:
@@ -77,17 +83,19 @@ class Model(nn.Module):
         self.spec, self.task, self.num_labels = spec, task, num_labels
         self.trunk = Transformer(spec)
         self.head = None if task == "trunk" else Head(spec, task, num_labels)
-        self.is_tied = task == "lm" and spec.tie_word_embeddings
+        self.is_tied = task in ("lm", "mlm") and spec.tie_word_embeddings
         if self.is_tied:
             self.head.lm_head.weight = self.trunk.embed_tokens.weight
 
-    def init_weights(self, generator: torch.Generator, among: nn.Module | None = None) -> None:
-        """Draw Normal(0, initializer_range) matrices; biases become zero; norms are one as made."""
-        for module in (among or self).modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=self.spec.initializer_range, generator=generator)
-            if getattr(module, "bias", None) is not None:
-                nn.init.zeros_(module.bias)
+    def init_weights(self, generator: torch.Generator, names: Iterable[str] | None = None) -> None:
+        """Draw Normal(0, initializer_range) matrices; biases become zero; norms are one as made.
+        `names`: of these parameters alone."""
+        of = dict(self.named_parameters())
+        for name in of if names is None else names:
+            if of[name].ndim > 1:
+                nn.init.normal_(of[name], std=self.spec.initializer_range, generator=generator)
+            elif name.endswith(".bias"):
+                nn.init.zeros_(of[name])
 
     @property
     def device(self) -> torch.device:

@@ -69,7 +69,7 @@ def load_model(folder: Path, *, task: ModelTask, dtype: torch.dtype,
                init: Literal["pretrained", "random"] = "pretrained") -> LoadedModel:
     """Build the model of a folder, with the head of a task (heads.py), and fill it. `labels` are by
     default those that config.json names; init "random" draws every tensor from `generator`,
-    which else draws what the checkpoint lacks of a classifier; None: that is an error.
+    which else draws what the checkpoint lacks of a head, but for "lm"; None: that is an error.
     Raises ModelError: unknown family, damaged files, tensors that do not fit."""
     config = read_object(folder / CONFIG, advice=f". A folder in HF layout holds it and {SINGLE}")
     family = family_named(config.get("model_type"), where=str(folder / CONFIG))
@@ -84,16 +84,13 @@ def load_model(folder: Path, *, task: ModelTask, dtype: torch.dtype,
     _require_room(spec, folder, dtype, is_random=init == "random")
     model = empty_model(spec, task, len(labels or ()), dtype)
     if init == "random":
-        model.init_weights(generator)
         accounting = Accounting(new=[name for name, _ in model.named_parameters()])
     else:
-        # a folder that names this very task has all of the head
-        named = config.get("architectures")
+        named = config.get("architectures")  # where this task is among them, the head is whole
         is_other = not isinstance(named, list) or family.architectures[task] not in named
-        may_be_new = is_other and task == "classify" and generator is not None
+        may_be_new = is_other and task != "lm" and generator is not None
         accounting = load_weights(model, folder, family, head_may_be_new=may_be_new)
-        for name in dict.fromkeys(name.rpartition(".")[0] for name in accounting.new):
-            model.init_weights(generator, among=model.get_submodule(name))
+    model.init_weights(generator, accounting.new)
     return LoadedModel(model.eval(), family, config, accounting, folder, labels)
 
 def _require_room(spec: ModelSpec, folder: Path, dtype: torch.dtype, *, is_random: bool) -> None:
@@ -158,14 +155,14 @@ def load_weights(model: Model, folder: Path, family: Family, *,
     for hf_name in sorted(stored):
         first, label = next(iter(ours_of[hf_name]), ""), hf_name
         is_other_head = first.startswith("head.") and first.rpartition(".")[0] not in modules
-        if first in hf_name_of:
-            label = f"{hf_name} beside {hf_name_of[first]}"
-        elif first in wanted:
+        if first in wanted and first not in hf_name_of:
             hf_name_of |= dict.fromkeys(ours_of[hf_name], hf_name)
             shapes[hf_name] = family.hf_shape(hf_name, wanted[first].shape)
         elif is_other_head or matches(hf_name, family.ignored):
             ignored.append(hf_name)
             continue
+        elif first in hf_name_of:
+            label = f"{hf_name} beside {hf_name_of[first]}"
         held[label] = stored[hf_name]
     absent = [name for name in wanted if name not in hf_name_of]
     whole = modules - {name.rpartition(".")[0] for name in hf_name_of} if head_may_be_new else set()

@@ -33,8 +33,7 @@ from kernels.recompute import computed_again
 from kernels.rope import norm_rope, rope, rope_angles
 from kernels.swiglu import geglu, swiglu
 
-# (q_NHD, k_NGD, v_NGD, docs, scale, window, softcap) to o_NHD, of one layer while generating
-Attend = Callable[..., Tensor]
+Attend = Callable[..., Tensor]  # (q_NHD, k_NGD, v_NGD, docs, scale, window, softcap) to o_NHD
 
 @dataclass(frozen=True)
 class ModelSpec:
@@ -73,7 +72,7 @@ class ModelSpec:
     embedding_scale: float = 1.0  # factor on the token embeddings
     embedding_norm: bool = False  # of their sum; with norm_first the first attention then has none
     pooling: Literal["cls", "last", "mean"] = "last"  # of a document's tokens, for a classifier
-    pooler: Literal["tanh", "relu", "gelu_norm"] | None = None  # after a dense map; None: neither
+    pooler: Literal["tanh", "relu", "transform"] | None = None  # before a classifier: heads.py
     tie_word_embeddings: bool = False  # the LM head is the embedding matrix
     dropout: float = 0.0  # probability on embeddings and sub-layer outputs while training
     initializer_range: float = 0.02
@@ -267,8 +266,7 @@ class Transformer(Layer):
         if docs.num_tokens != N:
             raise ValueError(f"docs plans {docs.num_tokens} tokens, there are {N}")
         if tokens_N.device.type == "cpu":
-            # cost: products of few sizes are compiled once. The rows added are copies of the first
-            # token that belong to no document, and nobody reads them.
+            # cost: products of few sizes are compiled once; rows added, of no document, go unread
             tokens_N, positions_N, types_N = (torch.cat([x_N, x_N[:1].expand(docs.num_rows - N)])
                                               for x_N in (tokens_N, positions_N, types_N))
             rows_M = rows_M if rows_M is None else F.pad(rows_M, (0, rounded(M) - M))

@@ -145,9 +145,8 @@ class AdamW:
 
     def _gradient(self, piece: Span) -> Tensor:
         """A piece of the gradient of the whole step: the sum over all processes, in their order."""
-        # cost: a sum of two dtypes takes longer than a cast and a sum
         first, *others = (buffer[slice(*piece)].to(self.wide) for buffer in self.buffers)
-        return sum(others, start=first)
+        return sum(others, start=first)  # cost: a sum of two dtypes takes longer
 
     def square_sums(self, part: Span) -> list[float]:
         """Squared L2 norm of a part of the step's gradient, of each kind."""

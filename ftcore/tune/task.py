@@ -22,8 +22,7 @@ from ftcore.tune.lora import apply_lora
 from kernels.attention import attention
 from kernels.docs import Docs
 
-# Loss sum (fp32 scalar; nats, or squared units of a score) and weight sum (fp32).
-Task = Callable[[Model, Batch], tuple[Tensor, Tensor]]
+Task = Callable[[Model, Batch], tuple[Tensor, Tensor]]  # fp32 sums: loss (nats, squares), weight
 
 def hidden(model: Model, batch: Batch, rows_M: Tensor | None) -> Tensor:
     """h_MC, hidden states of these rows of the stream; None: of all. Of documents that begin alike
@@ -43,7 +42,7 @@ def hidden(model: Model, batch: Batch, rows_M: Tensor | None) -> Tensor:
     return model.trunk(*inputs, batch.own, [attend] * model.spec.num_layers, nodes_M)
 
 def token_labels(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of the label of each scored token, which is the next token."""
+    """Cross-entropy of the label of each scored token: the next token, or the hidden one."""
     scored_M = batch.scored_M
     h_MC = hidden(model, batch, scored_M)
     return model.head.loss(h_MC, batch.labels[scored_M], batch.weights[scored_M])
@@ -77,10 +76,10 @@ class TaskKind(NamedTuple):
     model_task: ModelTask
     loss: Task
 
-TASKS: Mapping[str, TaskKind] = {"pretrain": TaskKind("lm", token_labels),
-                                 "sft": TaskKind("lm", token_labels),
-                                 "classify": TaskKind("classify", classification),
-                                 "regress": TaskKind("classify", regression)}
+TASKS: Mapping[str, TaskKind] = {
+    "pretrain": TaskKind("lm", token_labels), "sft": TaskKind("lm", token_labels),
+    "mlm": TaskKind("mlm", token_labels), "classify": TaskKind("classify", classification),
+    "regress": TaskKind("classify", regression)}
 
 def choose_trainable(model: Model, config: PeftConfig, generator: torch.Generator, *,
                      new: Sequence[str] = ()) -> str:

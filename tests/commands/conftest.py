@@ -166,7 +166,15 @@ def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An encoder of random weights with a word-piece tokenizer."""
-    names = ("pad_token", "unk_token", "cls_token", "sep_token")
+    return _bert(tmp_path_factory.mktemp("bert"), (), task="trunk")
+
+@pytest.fixture(scope="session")
+def masked_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a mask token and a head for it."""
+    return _bert(tmp_path_factory.mktemp("masked_bert"), ("mask_token",), task="mlm")
+
+def _bert(folder: Path, more: tuple[str, ...], *, task: str) -> Path:
+    names = ("pad_token", "unk_token", "cls_token", "sep_token", *more)
     special = [f"[{name.removesuffix('_token').upper()}]" for name in names]
     # Every letter and every word: what the library's trainer learns differs between processes.
     splitter = pre_tokenizers.BertPreTokenizer()
@@ -180,7 +188,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.pre_tokenizer = splitter
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     extra = {"tokenizer_class": "BertTokenizer", **dict(zip(names, special, strict=True))}
-    return _save(tmp_path_factory.mktemp("bert"), tokenizer, BERT, extra, task="trunk")
+    return _save(folder, tokenizer, BERT, extra, task=task)
 
 @pytest.fixture
 def classify(bert: Path, files: dict[str, str]) -> list[str]:
@@ -234,6 +242,15 @@ def pretrain(qwen3: Path, files: dict[str, str]) -> list[str]:
         *("--data.train", files["text"], "--data.dev", files["held"]),
         *("--data.test", files["held"], "--data.max-length", "32"),
         *("--optim.lr", "1e-2", "--optim.batch-size", "8", "--loop.max-steps", "4", *EXACT),
+    ]
+
+@pytest.fixture
+def masked(masked_bert: Path, files: dict[str, str]) -> list[str]:
+    """The words of a short run of train.py that learns to tell hidden tokens."""
+    return [
+        *("mlm", "--model.path", str(masked_bert), "--log.name", "run", "--data.max-length", "32"),
+        *("--data.train", files["text"], "--data.dev", files["held"], "--data.test", files["held"]),
+        *("--optim.lr", "1e-2", "--optim.batch-size", "8", "--loop.epochs", "2", *EXACT),
     ]
 
 class Hub(BaseHTTPRequestHandler):

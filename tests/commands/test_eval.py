@@ -15,7 +15,7 @@ from ftcore.tune.task import TASKS
 from kernels.docs import Docs
 
 Run = Callable[..., tuple[dict[str, Any], str]]
-NAMES = {"several": "classify", "scored": "regress"}  # of tasks
+NAMES = {"several": "classify", "scored": "regress", "masked": "mlm"}  # of tasks
 TEXTS = ["the red thing number 1", "it is navy, isn't it?", "x"]
 
 def lines(path: str) -> list[dict[str, Any]]:
@@ -178,12 +178,12 @@ def test_other_libraries_load_a_run(
     kind: str, method: str, request: pytest.FixtureRequest, run: Run
 ) -> None:
     transformers = pytest.importorskip("transformers")
-    base = request.getfixturevalue("qwen3" if kind == "sft" else "bert")
+    models = {"sft": "qwen3", "masked": "masked_bert"}
+    base = request.getfixturevalue(models.get(kind, "bert"))
     words = (*request.getfixturevalue(kind), "--model.path", str(base))
     run("train", *words, "--peft.method", method)
-    auto = transformers.AutoModelForSequenceClassification
-    if kind == "sft":
-        auto = transformers.AutoModelForCausalLM
+    auto = {"sft": transformers.AutoModelForCausalLM, "masked": transformers.AutoModelForMaskedLM,
+            }.get(kind, transformers.AutoModelForSequenceClassification)
     num_labels = {"classify": 2, "several": 2, "scored": 1}.get(kind)
     options = {} if num_labels is None else {"num_labels": num_labels}
     if method == "full":
@@ -210,7 +210,7 @@ def test_other_libraries_load_a_run(
         for text in TEXTS:
             ids = tokenizer.encode(text).ids_T.tolist()
             h_NC, docs = hidden(loaded, ids)
-            inputs = (h_NC,) if kind == "sft" else (h_NC[docs.first_B()], docs)
+            inputs = (h_NC,) if kind in models else (h_NC[docs.first_B()], docs)
             ours = loaded.model.head(*inputs)
             theirs = other(torch.tensor([ids])).logits
             assert (ours - theirs.reshape_as(ours)).abs().max() < 1e-4

@@ -24,7 +24,7 @@ SHORT = ("--loop.max-steps", "2", "--eval.max-new-tokens", "4", "--env.threads",
 Run = Callable[..., tuple[dict[str, Any], str]]
 
 @pytest.fixture
-def named(bert: Path, qwen3: Path, files: dict[str, str], run: Run) -> dict[str, str]:
+def named(masked_bert: Path, qwen3: Path, files: dict[str, str], run: Run) -> dict[str, str]:
     """Makes the files and the run that README.md names; returns its other names' meaning."""
     for name, key in (("a.tsv", "train"), ("b.tsv", "test")):
         lines = Path(files[key]).read_text("utf-8").splitlines()
@@ -41,7 +41,7 @@ def named(bert: Path, qwen3: Path, files: dict[str, str], run: Run) -> dict[str,
     shutil.copy(files["pairs"], "pairs.jsonl")
     Path("own.py").write_text("def score(rows):\n    return [len(row['answer']) for row in rows]\n")
     Path("keys.txt").write_text("a-key\n")
-    return {"DIR_OR_HUB_ID": str(qwen3), "DIR": str(bert), "OWNER/NAME": "owner/name"}
+    return {"DIR_OR_HUB_ID": str(qwen3), "DIR": str(masked_bert), "OWNER/NAME": "owner/name"}
 
 def test_the_first_screen_is_two_commands() -> None:
     first, second = (block.strip() for block in BLOCKS[:2])
@@ -124,7 +124,8 @@ def test_command(
         assert name == "b" and figures["accuracy"] >= 0
     else:
         corpus = ("--data.train", files["text"], "--data.dev", files["held"])
-        small = corpus if "pretrain" in words else ()
+        corpus += ("--data.max-length", "32")
+        small = corpus if {"pretrain", "mlm"} & {*words} else ()
         if len(words) == 1:  # the embedded default of the task, on fewer rows
             few = ("--data.dev", files["chat_test"], "--data.test", files["chat_test"])
             small = ("--preset", "assistant", *few, "--rollout.prompts", "4")

@@ -179,7 +179,16 @@ def test_an_unforeseen_error_shows_where(
             train.main(classify)
 
 
-@pytest.mark.parametrize("kind", ["sft", "classify", "several", "scored"])
+def test_hidden_tokens_are_learned(masked: list[str], run: Run) -> None:
+    summary, said = run("train", *masked, "--loop.epochs", "4", "--data.maskings", "5")
+    held = summary["tuned"]["held"]
+    assert {"loss", "perplexity"} <= held.keys()
+    assert logged("train/loss")[-1] < 0.6 * logged("train/loss")[0]
+    assert held["loss"] < 0.9 * logged("train/loss")[0]
+    assert held["perplexity"] == pytest.approx(math.exp(held["loss"]), rel=1e-4)
+    assert held["loss"] == pytest.approx(min(logged("eval/loss")), rel=1e-5)
+
+@pytest.mark.parametrize("kind", ["sft", "classify", "several", "scored", "masked"])
 def test_an_adapter_comes_with_its_merge_certificate(
     kind: str, request: pytest.FixtureRequest, run: Run
 ) -> None:
@@ -191,7 +200,8 @@ def test_an_adapter_comes_with_its_merge_certificate(
     (test,) = summary["tuned"].values()
     assert proof["loss"] == pytest.approx([test["loss"]] * 2, rel=1e-4)
     assert ("mean_kl" in proof) == (kind != "scored")
-    metric = {"several": "f1_macro", "scored": "pearson", "sft": "perplexity"}.get(kind, "accuracy")
+    metric = {"several": "f1_macro", "scored": "pearson", "sft": "perplexity",
+              "masked": "perplexity"}.get(kind, "accuracy")
     assert proof[metric] == pytest.approx([test[metric]] * 2, rel=1e-3)
     if kind != "scored":
         assert abs(proof["mean_kl"]) < 1e-6 and proof["changed"] < 0.05

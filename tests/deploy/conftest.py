@@ -11,6 +11,8 @@ from tests.commands.conftest import (  # noqa: F401
     classify,
     files,
     hub,
+    masked,
+    masked_bert,
     pretrain,
     qwen3,
     run,

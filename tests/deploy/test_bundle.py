@@ -177,7 +177,7 @@ def test_one_flipped_byte_is_named(kind: str, trained: Trained) -> None:
     (GIVEN / "model.safetensors.index.json").rename(GIVEN / ".gitattributes")
     open_bundle(GIVEN)
 
-@pytest.mark.parametrize("kind", ["sft", "classify", "several", "scored"])
+@pytest.mark.parametrize("kind", ["sft", "classify", "several", "scored", "masked"])
 def test_the_golden_test_sees_a_changed_weight(kind: str, trained: Trained) -> None:
     bundle(trained(kind), GIVEN)
     loaded, tokenizer, about = open_bundle(GIVEN)

@@ -1,7 +1,7 @@
 """Tiny random models of transformers, saved to folders, as the oracle of ours.
 
-A kind is `variant-task`: a variant of a family, and trunk, classify, mlm (a masked-LM head, which
-is never read), tied or untied (both with a head for the next token).
+A kind is `variant-task`: a variant of a family, and trunk, classify, mlm, mlm_untied, tied or
+untied (the last two with a head for the next token).
 """
 
 from collections.abc import Callable
@@ -69,7 +69,8 @@ VARIANTS = DECODERS | ENCODERS
 LABELS = {0: "bad", 1: "fair", 2: "good"}
 KINDS = [
     *(f"{name}-{task}" for name in DECODERS for task in ("tied", "untied", "trunk", "classify")),
-    *(f"{name}-{task}" for name in ENCODERS for task in ("trunk", "classify")),
+    *(f"{name}-{task}" for name in ENCODERS for task in ("trunk", "classify", "mlm")),
+    *(f"{name}-mlm_untied" for name in ("distilbert", "modernbert")),
 ]
 AUTO = {
     "trunk": "AutoModel",
@@ -79,7 +80,7 @@ AUTO = {
 }
 
 def _task(kind: str) -> str:
-    task = kind.split("-")[1]
+    task = kind.split("-")[1].removesuffix("_untied")
     return "lm" if task in ("tied", "untied") else task
 
 def _build(kind: str) -> torch.nn.Module:
@@ -90,7 +91,7 @@ def _build(kind: str) -> torch.nn.Module:
     settings = SHARED | own
     if task == "classify":
         settings |= {"id2label": LABELS, "label2id": {v: k for k, v in LABELS.items()}}
-    if variant in DECODERS:
+    if variant in DECODERS or task.endswith("untied"):
         settings |= {"tie_word_embeddings": task == "tied"}
     config = transformers.AutoConfig.for_model(model_type, **settings)
     auto = getattr(transformers, AUTO[_task(kind)])

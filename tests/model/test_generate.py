@@ -86,7 +86,7 @@ def test_refuses_prompts_and_models(model, hf) -> None:
         generate(model, [[1], []], max_new_tokens=4, stop_ids=NEVER)
     with pytest.raises(ModelError, match="prompt 0 has 637 tokens: .* must have 1 to 636"):
         generate(model, [[1] * 637], max_new_tokens=4, stop_ids=NEVER)
-    for task in ("trunk", "classify"):
+    for task in ("trunk", "mlm", "classify"):
         other = load_model(hf(f"bert-{task}")[1], task=task, dtype=torch.float32).model
         with pytest.raises(ModelError, match="the model has no language-model head"):
             generate(other, [[1]], max_new_tokens=4, stop_ids=NEVER)

@@ -89,6 +89,29 @@ def test_the_head_of_a_masked_lm_is_not_needed(variant, head, new, hf) -> None:
     assert set(held) <= set(trunk.accounting.ignored) and not trunk.accounting.new
     assert same(trunk.model.trunk, loaded.model.trunk)
 
+@pytest.mark.parametrize("kind", ["bert-trunk", "bert-classify", "roberta-classify"])
+def test_another_checkpoint_becomes_a_masked_lm(kind, hf) -> None:
+    """The head's own parts are drawn; its matrix is that of the embeddings, as they were."""
+    folder = hf(kind)[1]
+    loaded = load_model(folder, task="mlm", dtype=torch.float32, generator=generator())
+    head, names = loaded.model.head, [name.removeprefix("head.") for name in loaded.accounting.new]
+    own = {name for name, _ in head.named_parameters()} - {"lm_head.weight"}
+    assert set(names) == own and "lm_head.bias" in own
+    assert not head.lm_head.bias.any() and head.transform.weight.std() > 0.01
+    trunk = load_model(folder, task="trunk", dtype=torch.float32).model.trunk
+    assert torch.equal(head.lm_head.weight, trunk.embed_tokens.weight)
+    with pytest.raises(ModelError, match="missing: (cls.predictions|lm_head)"):
+        load_model(folder, task="mlm", dtype=torch.float32)
+
+def test_a_masked_lm_must_have_all_of_its_head(hf, tmp_path) -> None:
+    """Where config.json names it, a part that is lost is not drawn anew."""
+    tensors = load_file(hf("bert-mlm")[1] / SINGLE)
+    (tmp_path / CONFIG).write_text((hf("bert-mlm")[1] / CONFIG).read_text())
+    for lost in ("cls.predictions.bias", "cls.predictions.transform.LayerNorm.weight"):
+        save_file({k: v for k, v in tensors.items() if k != lost}, tmp_path / SINGLE)
+        with pytest.raises(ModelError, match=f"missing: {lost}"):
+            load_model(tmp_path, task="mlm", dtype=torch.float32, generator=generator())
+
 def test_a_classifier_must_have_all_of_its_head(hf, tmp_path) -> None:
     """A folder that says it is one is damaged where a part of the head is not there."""
     tensors = load_file(hf("bert-classify")[1] / SINGLE)
@@ -215,7 +238,7 @@ def test_config_keeps_unknown_keys_and_has_one_dtype(hf, tmp_path) -> None:
         ('{"model_type": "mamba"}', "model_type is 'mamba'; this code knows bert, "),
         ('{"model_type": ["bert"]}', "model_type is .'bert'.; this code knows bert, "),
         ('{"model_type": "qwen3"}', "config.json: vocab_size = None: must be an integer"),
-        ('{"model_type": "bert"}', "task 'lm' is none of classify, trunk"),
+        ('{"model_type": "bert"}', "task 'lm' is none of mlm, classify, trunk"),
     ],
 )
 def test_refuses_a_config(text, message, tmp_path) -> None:

@@ -114,8 +114,8 @@ def test_norms_of_older_files(hf, tmp_path) -> None:
     }
     assert sum(name.endswith((".gamma", ".beta")) for name in older) == 2 * (1 + 2 * 3 + 1)
     save_file(older, folder / SINGLE)
-    ours = load_model(folder, task="trunk", dtype=torch.float32).model.state_dict()
-    true = load_model(hf("bert-mlm")[1], task="trunk", dtype=torch.float32).model.state_dict()
+    ours = load_model(folder, task="mlm", dtype=torch.float32).model.state_dict()
+    true = load_model(hf("bert-mlm")[1], task="mlm", dtype=torch.float32).model.state_dict()
     assert all(torch.equal(ours[name], true[name]) for name in true)
 
 def test_pythia_as_it_was_published(hf, tmp_path) -> None:

@@ -48,7 +48,8 @@ LOSSES = {
 def tiny_model() -> Callable[..., Model]:
     """(family, dtype, dropout) -> a random model of that family, with its head, in train mode.
 
-    "reward" is the BERT with a head of one score, "dpo" the Qwen3.
+    "masked" is the BERT with a head for each token, "reward" with one of one score; "dpo" is the
+    Qwen3.
     """
 
     def make(
@@ -58,7 +59,7 @@ def tiny_model() -> Callable[..., Model]:
         dropout: float = 0.0,
         num_labels: int = 3,
     ) -> Model:
-        task = "lm" if family in ("qwen3", "dpo") else "classify"
+        task = {"qwen3": "lm", "dpo": "lm", "masked": "mlm"}.get(family, "classify")
         spec = replace(QWEN3 if task == "lm" else BERT, dropout=dropout)
         model = Model(spec, task, 1 if family == "reward" else num_labels)
         model.init_weights(generator(0, 99))

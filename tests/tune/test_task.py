@@ -21,6 +21,7 @@ from tests.tune.conftest import QWEN3
 # Of `change`: the loss, and what it needs the labels of the rows to be.
 KINDS = {
     "next token": ("qwen3", token_labels, None),
+    "hidden token": ("masked", token_labels, None),
     "class": ("bert", classification, None),
     "several labels": ("bert", classification, lambda n: np.float32([n == 0, n < 2, n == 1])),
 }
@@ -179,6 +180,6 @@ def test_regression_is_weighted_squared_error(tiny_model: Callable, rows: Callab
 
 def test_each_task_has_the_head_that_its_loss_asserts(tiny_model: Callable, rows: Callable) -> None:
     for name, kind in TASKS.items():
-        family = {"lm": "qwen3", "classify": "bert"}[kind.model_task]
+        family = {"lm": "qwen3", "mlm": "masked", "classify": "bert"}[kind.model_task]
         model = tiny_model(family, num_labels=1 if name == "regress" else 3)
         kind.loss(model, collate(rows(family, 2)))

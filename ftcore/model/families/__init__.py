@@ -149,14 +149,15 @@ class Family(NamedTuple):
         # HF: files of 2018 call a norm's weight gamma and its bias beta.
         hf_name = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", hf_name))
         module, rename = _parted(hf_name)
-        return tuple(rename(ours) for ours, names in self.names.items() if module in names)
+        return tuple(ours if hf_name in names else rename(ours)
+                     for ours, names in self.names.items() if {module, hf_name} & {*names})
 
     def to_hf(self, our_name: str) -> str:
         """HF name of one of our tensors or modules."""
         module, rename = _parted(our_name)
-        if module not in self.names:
+        if not (names := self.names.get(our_name) or self.names.get(module)):
             raise ModelError(f"{our_name}: the family {self.name} has no name for it")
-        return rename(self.names[module][0])
+        return names[0] if our_name in self.names else rename(names[0])
 
     def hf_shape(self, hf_name: str, shape: Sequence[int]) -> list[int]:
         """Shape of an HF tensor whose parts, ours, have the given shape each."""
