@@ -104,8 +104,8 @@ P_VALUES = {"js": chi2, "ks": ks}  # for people; what alarms are the bounds
 STATES = {None: "insufficient data", 0: "as the reference", 1: "moved", 2: "moved, twice in a row"}
 
 class Finding(NamedTuple):
-    """A statistic of the newest window. The state is that of its signal: 0 quiet, 1 the newest
-    window alone exceeds all bounds, 2 so does the one before it, None too few records (`size`)."""
+    """A statistic of the newest window, and its state: 0 quiet, 1 that window alone exceeds its
+    bound, 2 so does the one before it, None too few records (`size`)."""
     signal: str
     statistic: str
     size: int
@@ -138,11 +138,11 @@ class Watch:
             told_2S = np.array([[STATISTICS[name](reference, window) for name in effects]
                                 for window in (newest, older) if len(window) == size])
             bounds_S = self.bounds(signal, size)
-            exceeds_2 = (told_2S > bounds_S).all(1)
-            for name, value, bound in zip(effects, told_2S[0], bounds_S, strict=True):
+            exceeds_2S = told_2S > bounds_S
+            columns = effects, told_2S[0], bounds_S, exceeds_2S[0] * exceeds_2S.sum(0)
+            for name, value, bound, state in zip(*columns, strict=True):
                 p = P_VALUES[name](reference, newest)[1] if name in P_VALUES else None
-                found.append(Finding(signal, name, size, float(value), float(bound),
-                                     int(exceeds_2[0] * exceeds_2.sum()), p))
+                found.append(Finding(signal, name, size, float(value), float(bound), int(state), p))
         return found
 
     def _drawn(self, signal: str, size: int) -> Array:

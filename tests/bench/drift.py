@@ -1,15 +1,17 @@
 """False alarms without a shift, at windows of many sizes, and how small a shift is found.
 
     python -m tests.bench.drift [--pairs 250] [--reference 2000]
-    python -m tests.bench.drift --rival        beside Evidently's defaults, on the same windows;
-                                               needs evidently 0.7, and pandas below 3
+    python -m tests.bench.drift --rival        beside the defaults of Evidently and NannyML, on the
+                                               same windows; needs evidently 0.7, nannyml 0.13, and
+                                               pandas below 3
 
 A calibrated classifier of four classes is simulated: lengths, unknown tokens, labels, confidence,
-entropy, and feedback for a tenth. The last line is JSON. A rival's column alarms at its own
-threshold, and at that which one null window in a hundred exceeds, as ours does then."""
+entropy, and feedback for a tenth. The last line is JSON. A column of each alarms at its own
+threshold, and at that which one null window in a hundred exceeds."""
 
 import argparse
 import json
+import os
 import time
 
 import numpy as np
@@ -42,35 +44,42 @@ RIVAL_SHIFTS = {"lengths +10 %": {"longer": 0.1}, "lengths +20 %": {"longer": 0.
                 "unknown +1 point": {"unknown": 0.01}, "logits 2.5 to 2.2": {"sharpness": 2.2},
                 "logits 2.5 to 2.0": {"sharpness": 2.0}}
 
-def beside_evidently(size: int = 500, count: int = 2000) -> None:
-    """Shares of single windows in which a column alarms: [ours, theirs]."""
+REFERENCES, NULLS, SHIFTED = 20, 2000, 400  # of the windows without a shift, and with each
+
+def beside_rivals(size: int = 500, count: int = 2000) -> None:
+    """Shares of single windows in which a column alarms: [ours, Evidently's, NannyML's]."""
+    os.environ["NML_DISABLE_USAGE_LOGGING"] = "1"  # nannyml would report to its makers
     import pandas
     from evidently.legacy.calculations.stattests import get_stattest
     from evidently.legacy.core import ColumnType
+    from nannyml.drift.univariate import UnivariateDriftCalculator
 
     kinds = dict.fromkeys(("prompt_tokens", "unknown", "entropy", "confidence"),
                           ColumnType.Numerical) | {"label": ColumnType.Categorical}
     random = np.random.default_rng(0)
-    references = [records(count, random, feedback=0) for _ in range(4)]
+    references = [records(count, random, feedback=0) for _ in range(REFERENCES)]
     watches = [Watch(reference, window=size) for reference in references]
-
-    def column(rows: list[Record], field: str) -> pandas.Series:
-        return pandas.Series([row[field] for row in rows])
+    frames = [pandas.DataFrame(reference)[[*kinds]] for reference in references]
+    calculators = [UnivariateDriftCalculator([*kinds], chunk_size=size).fit(x) for x in frames]
 
     def ratios(number: int, **shift: float) -> dict[str, list[float]]:
         """How many times its threshold each column's statistic is."""
-        rows, place = records(size, random, feedback=0, **shift), number % 4
+        rows, place = records(size, random, feedback=0, **shift), number % REFERENCES
+        frame = pandas.DataFrame(rows)
+        theirs = calculators[place].calculate(frame[[*kinds]]).filter(period="analysis").to_df()
         told: dict[str, list[float]] = {}
         for finding in watches[place].look(rows):
             told.setdefault(finding.signal, []).append(finding.value / finding.bound)
         for field, kind in kinds.items():
-            one, two = column(references[place], field), column(rows, field)
+            one, two = frames[place][field], frame[field]
             test = get_stattest(one, two, kind, None)
             score, *_ = test.func(one, two, kind, test.default_threshold)
-            told[field] = [min(told[field]), float(score) / test.default_threshold]
+            distance = theirs[field]["jensen_shannon"].iloc[0]
+            told[field] = [max(told[field]), float(score) / test.default_threshold,
+                           float(distance["value"] / distance["upper_threshold"])]
         return {field: told[field] for field in kinds}
 
-    null = [ratios(number) for number in range(400)]
+    null = [ratios(number) for number in range(NULLS)]
     levels = {field: np.quantile([each[field] for each in null], 0.99, axis=0) for field in kinds}
 
     def shares(found: list[dict[str, list[float]]]) -> dict[str, dict[str, list[float]]]:
@@ -81,7 +90,7 @@ def beside_evidently(size: int = 500, count: int = 2000) -> None:
 
     told = {"no shift": shares(null)}
     for name, shift in RIVAL_SHIFTS.items():
-        told[name] = shares([ratios(number, **shift) for number in range(100)])
+        told[name] = shares([ratios(number, **shift) for number in range(SHIFTED)])
         print(name, told[name], flush=True)
     print(json.dumps(told))
 
@@ -92,7 +101,7 @@ def main() -> None:
     parser.add_argument("--reference", type=int, default=2000)
     asked, started, told = parser.parse_args(), time.perf_counter(), {"false alarms": {}}
     if asked.rival:
-        return beside_evidently()
+        return beside_rivals()
     for size in SIZES:
         counts, pairs = np.zeros(2, int), max(10, asked.pairs * min(1, 10_000 // size))
         watch = None
