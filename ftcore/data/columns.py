@@ -217,23 +217,22 @@ def transcript(text: str, roles: Mapping[str, str], keys: tuple[str, str]) -> li
     turns = zip(parts[::2], parts[1::2], strict=True)
     return [{keys[0]: speaker, keys[1]: said.strip()} for speaker, said in turns]
 
-def message(row: Row, number: int, turn: Any, keys: tuple[str, str],
-            roles: Mapping[str, str]) -> Message:
+def message(row: Row, n: int, turn: Any, keys: tuple[str, str], roles: dict[str, str]) -> Message:
     turn = turn if isinstance(turn, dict) else {}
     if odd := [key for key in UNSUPPORTED if turn.get(key)]:
-        raise RowError(f"message {number} holds {odd[0]!r}, which is not supported")
+        raise RowError(f"message {n} holds {odd[0]!r}, which is not supported")
     if not isinstance(turn.get(keys[1]), str):
-        raise wrong(row, f'message {number} must be {{"{keys[0]}": ..., "{keys[1]}": text}}')
+        raise wrong(row, f'message {n} must be {{"{keys[0]}": ..., "{keys[1]}": text}}')
     said = turn.get(keys[0])
     role = roles.get(said, said) if isinstance(said, str) else said
     if role not in ROLES:
         hint = nearest(str(role), ROLES) or f"; name it with data.roles, as {role}=user"
-        raise wrong(row, f"message {number} has role {role!r}, not one of {', '.join(ROLES)}{hint}")
+        raise wrong(row, f"message {n} has role {role!r}, not one of {', '.join(ROLES)}{hint}")
     train, weight = turn.get("train", role == "assistant"), turn.get("weight", 1.0)
     if not isinstance(train, bool):
-        raise wrong(row, f'message {number}: "train" must be true or false, not {train!r}')
+        raise wrong(row, f'message {n}: "train" must be true or false, not {train!r}')
     if type(weight) not in (int, float) or not 0 <= weight < math.inf:
-        raise wrong(row, f'message {number}: "weight" must be a number >= 0, not {weight!r}')
+        raise wrong(row, f'message {n}: "weight" must be a number >= 0, not {weight!r}')
     return Message(role=role, content=turn[keys[1]], train=train, weight=float(weight))
 
 def require(rows: Sequence[Row], *columns: str) -> None:

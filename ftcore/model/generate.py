@@ -16,8 +16,7 @@ from ftcore.model.heads import Model
 from kernels.attention_cache import Cache
 from kernels.sampling import drawn
 
-def advanced(model: Model, cache: Cache, rows: Sequence[int],
-             parts: Sequence[Sequence[int]]) -> Tensor:
+def advanced(model: Model, cache: Cache, rows: Sequence[int], parts: list[Sequence[int]]) -> Tensor:
     """h_BC of the last token of each part, which rows of the cache then have read."""
     tokens_N, docs = cache.extend(rows, parts)
     last_B = docs.last_B() if docs.num_tokens > len(docs.lengths) else None

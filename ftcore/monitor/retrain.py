@@ -3,7 +3,7 @@
     DIR/plan.toml       why, with numbers; which rows; the commands that train, judge the new model
                         beside the old, and serve it; what it costs; how to go back
         config.toml     the run's own, with the new rows among its files
-        new.jsonl       the rows that feedback was given of, but for those kept to judge by:
+        new.jsonl       the rows that feedback was given of, but for those to judge by first:
         recent.jsonl    one in five of the newest, for both models; what is alike is on one side
         unseen.jsonl    those of them of classes that the old one has not, for the new alone
         verdict.json    of what the commands made: pass or fail, why, and the figures that say so
@@ -39,7 +39,7 @@ from ftcore.tune.adapter import ADAPTER, MODEL
 
 FORM = {"pair": "", "label_separator": "", "columns": (), "format": "auto", "prompt": (),
         "roles": (), "turn": ("role", "content")}  # of files that new rows can stand beside
-PLAN, NEW, RECENT, UNSEEN = "plan.toml", "new.jsonl", "recent.jsonl", "unseen.jsonl"
+PLAN, ROWS = "plan.toml", ("new.jsonl", "recent.jsonl", "unseen.jsonl")
 VERDICT = "verdict.json"
 FEEDBACK, KEPT, LEAST = "accuracy", 5, 10  # it alarms alone; one in 5 rows is kept, 10 at least
 FIGURE = {"classify": "accuracy", "sft": "exact_match"}  # by which models are judged
@@ -94,7 +94,7 @@ def plan(run: Path, log: Path, folder: Path, limits: Limits) -> Line:
              "first": (-(-size // 2), records[: size if made else 0])}
     found = {name: [each._asdict() for each in Watch(read_reference(run), window=window).look(some)]
              for name, (window, some) in looks.items()}
-    learned = {row["id"] for name in command.config.data.train if Path(name).name == NEW
+    learned = {row["id"] for name in command.config.data.train if Path(name).name in ROWS
                for row in map(json.loads, Path(name).read_bytes().splitlines())}
     rows = [row for row in read_journal(log).records
             if {"wanted", "input"} <= row.keys() and row["id"] not in learned]
@@ -141,7 +141,7 @@ def _write(run: Path, folder: Path, command: Command, told: Line, rows: Sequence
     if min(map(len, sides[:2])) < LEAST:
         what = f"too few of {len(rows)} labelled rows are new and unlike others, to keep {LEAST}"
         raise DataError(f"{run}: {what} to judge by: collect more")
-    added = {"data": {"train": [*data.train, folder / NEW]}}
+    added = {"data": {"train": [*data.train, folder / ROWS[0]]}}
     words = as_flags(added | {"log": {"dir": folder, "name": folder.name}})
     layers = [(str(run), read_toml(run / CONFIG_FILE)[1]), ("plan", [*words])]
     about = {"was": was, "run": run, "command": command, "folder": folder, "join": shlex.join}
@@ -149,7 +149,7 @@ def _write(run: Path, folder: Path, command: Command, told: Line, rows: Sequence
     with files.write_folder(folder) as temp:
         (temp / CONFIG_FILE).write_text(to_toml(resolved(command.task, layers)), "utf-8")
         (temp / PLAN).write_text(text, "utf-8")
-        for name, side in zip((NEW, RECENT, UNSEEN), sides, strict=True):
+        for name, side in zip(ROWS, sides, strict=True):
             (temp / name).write_text("".join(json.dumps(row) + "\n" for row in side), "utf-8")
 
 def judge(inputs: Line) -> tuple[str, list[str]]:
@@ -166,16 +166,18 @@ def judge(inputs: Line) -> tuple[str, list[str]]:
              for each in inputs["kept"]])
 
 def run(folder: Path, /) -> Line:
-    """Train by a plan, judge what it makes beside the model that is served, and write the verdict.
-    ConfigError: no plan; CheckpointError: rows of it vanished; TrainingError: a command failed."""
+    """Train by a plan, judge that beside what is served, and write the verdict; where it gains, on
+    all rows once more, those too that it was judged by. ConfigError: no plan; CheckpointError: rows
+    of it vanished; TrainingError: a command failed."""
     folder = folder.resolve()
     if not (folder / PLAN).is_file():
         raise ConfigError(f"{folder}: holds no {PLAN}; python -m ftcore.monitor plan makes one")
     files.verify_folder(folder)
     asked, made = tomllib.loads((folder / PLAN).read_text("utf-8")), folder / folder.name
     commands, rows = asked["commands"], asked["rows"]
-    if (made / CONFIG_FILE).is_file():
-        commands["train"] = shlex.join(["python", "train.py", "--resume", str(made)])
+    for name, model in (("train", made.with_name(f"{made.name}-judged")), ("finish", made)):
+        if (model / CONFIG_FILE).is_file():
+            commands[name] = shlex.join(["python", "train.py", "--resume", str(model)])
     figure = FIGURE[said(commands["train"])["task"]]
     (recent,) = said(commands["judge"])["against"].values()
     gains = [{"what": "recent", "rows": rows["recent"], **recent["mcnemar"]}]
@@ -183,9 +185,11 @@ def run(folder: Path, /) -> Line:
         (told,), count = said(commands["unseen"])["results"].values(), rows["unseen"]
         gains.append({"what": "unseen", "rows": count, "gained": round(told[figure] * count),
                       "lost": 0})
-    kept = said(commands["keep"])["against"].items() if "keep" in commands else ()
-    inputs = {"run": asked["run"], "gains": gains,
-              "kept": [{"what": name, **found[figure]} for name, found in kept]}
+    inputs = {"run": asked["run"], "gains": gains, "kept": []}
+    if judge(inputs)[0] == "pass":
+        said(commands["finish"])
+        kept = said(commands["keep"])["against"] if "keep" in commands else {}
+        inputs["kept"] = [{"what": name, **found[figure]} for name, found in kept.items()]
     verdict = dict(zip(("answer", "reasons"), judge(inputs), strict=True), inputs=inputs)
     files.write_file(folder / VERDICT, json.dumps(verdict, indent=1))
     return verdict

@@ -31,8 +31,7 @@ KNOWN = (*POLICIES, "last:K")
 def leaf(name: str) -> str:
     return name.rpartition(".")[2]
 
-def match_names(pattern: str, names: Sequence[str], *, what: str,
-                also: Sequence[str] = ()) -> set[str]:
+def match_names(pattern: str, names: list[str], *, what: str, also: Sequence[str] = ()) -> set[str]:
     """The names that are `pattern`, have it as last component, or fit it as a glob. Raises
     ConfigError that calls it `what`, with the nearest name, last components and words `also`."""
     if found := {n for n in names if pattern in (n, leaf(n)) or fnmatchcase(n, pattern)}:

@@ -238,10 +238,8 @@ def followed(world: World, server: Server, link: Path, week: int, file: Path,
     if not failed:
         promote(link, folder)
         server.follow(folder)
-    new, whole = folder / folder.name, folder.with_name(f"whole-{week}")
-    # rows of plans before this one came again in its own, but for those that were learned
-    others = [folder / "recent.jsonl", folder / "unseen.jsonl"]
-    others += folder.parent.glob("plan-*/new.jsonl")
+    new, whole = folder / f"{folder.name}{'-judged' * failed}", folder.with_name(f"whole-{week}")
+    others = folder.parent.glob("plan-*/*.jsonl")  # what comes again in a later plan counts once
     called(["python", "train.py", "classify", "--config", folder / "config.toml", "--data.train",
             run_data(said) / "train.jsonl", *(each for each in others if each.read_text()),
             "--log.dir", whole.parent, "--log.name", whole.name])

@@ -97,17 +97,22 @@ def test_rows_with_feedback_are_planned_trained_and_judged(
     assert table["cost"]["seconds"] > 0 and table["cost"]["memory_bytes"] > 0
     commands = {name: shlex.split(line)[2:] for name, line in table["commands"].items()}
     run("train", *commands["train"])
-    assert parse(["--resume", "plan/plan"]).config.data.train[-1].endswith("plan/new.jsonl")
+    config = parse(["--resume", "plan/plan-judged"]).config
+    assert [Path(name).name for name in config.data.train[1:]] == ["new.jsonl"]
     judged, _ = run("eval", *commands["judge"])
     found = judged["against"]["recent"]["accuracy"]
     assert found["low"] > 0 and found["difference"] > 0.5
+    run("train", *commands["finish"])  # on the rows too that it was judged by
+    again = parse(["--resume", "plan/plan"]).config
+    assert again.data.train[:2] == config.data.train and again.optim == config.optim
+    assert [Path(name).name for name in again.data.train[2:]] == ["recent.jsonl"]
     kept, _ = run("eval", *commands["keep"])
     assert kept["against"]["test"]["accuracy"]["difference"] > -0.3
     # what it knows is not asked for again, and its first requests may take it back
     lines = asked(Path("plan/plan"), 240, share_right=1.0, start=2000)
     told = plan(Path("plan/plan"), log(*asked(served, 240), *lines), Path("next"), FEW)
     assert told["answer"] == "wait" and told["replaced"] == str(served.absolute())
-    assert told["inputs"]["labelled"] == len(recent) + 240
+    assert told["inputs"]["labelled"] == 240
     lines = asked(Path("plan/plan"), 240, start=1000)
     told = plan(Path("plan/plan"), log(*lines), Path("next"), FEW)
     assert told["answer"] == "go back" and not Path("next").exists()
@@ -211,7 +216,9 @@ def test_answers_that_were_bettered_are_planned(
     told = retrain.run(Path("plan"))
     (gains,) = told["inputs"]["gains"]
     assert told["answer"] == "fail" and (gains["gained"], gains["lost"]) == (0, 0)
-    assert [each["what"] for each in told["inputs"]["kept"]] == ["chat_test"]
+    # nothing is gained, so it is not trained once more, nor judged further
+    assert Path("plan/plan-judged").is_dir() and not Path("plan/plan").exists()
+    assert told["inputs"]["kept"] == []
 
 def spoken(line: str) -> list[str]:
     """A command of a plan as the fixture `run` takes it."""

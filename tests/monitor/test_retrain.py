@@ -78,6 +78,7 @@ def test_a_plan_is_followed_up_to_the_server(served: Path, tmp_path: Path) -> No
         verdict = json.loads(Path("plans/a b/verdict.json").read_text())
         assert judge(verdict["inputs"]) == ("pass", verdict["reasons"])
         assert [each["what"] for each in verdict["inputs"]["gains"]] == ["recent"]
+        assert [each["what"] for each in verdict["inputs"]["kept"]] == ["test"]
         assert cron("run", "plans/a b").returncode == 0  # once more does no harm
         assert answered()[1] == "served"
         with ThreadPoolExecutor(1) as other:

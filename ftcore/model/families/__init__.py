@@ -72,9 +72,8 @@ def read_two_ropes(config: dict, base: Older, local_base: Older) -> Fields:
         raise ModelError(f"config.json: rope_parameters of {WINDOWED}: only rope_type = 'default'")
     return fields | {"local_rope_theta": near["rope_theta"]}
 
-def read_windows(config: dict, key: str = "sliding_window", default: int = 4096, *,
-                 has_both_sides: bool = False, period: int = 0, period_key: str | None = None,
-                 full: int = -1) -> Fields:
+def read_windows(config: dict, key: str = "sliding_window", default: int = 4096, *, full: int = -1,
+                 has_both_sides: bool = False, period: int = 0, period_key: str = "") -> Fields:
     """The window of each layer, 0 for none, by `layer_types`; in files without it, of each `period`
     layers the one numbered `full` sees all. Raises ModelError: other kinds, or not one for each."""
     if config.get(key, default) is None:
@@ -82,7 +81,7 @@ def read_windows(config: dict, key: str = "sliding_window", default: int = 4096,
     window, num_layers = read_value(config, key, default), read_value(config, "num_hidden_layers")
     if has_both_sides:
         window = window // 2 + 1  # HF: half a side, and itself
-    if period_key is not None:
+    if period_key:
         period = read_value(config, period_key, period)
     usual = [FULL if period and (i - full) % period == 0 else WINDOWED for i in range(num_layers)]
     types, kinds = config.get("layer_types") or usual, (WINDOWED, FULL)
