@@ -205,7 +205,7 @@ def admit(split: Split, source: Example, document: Encoded, config: DataConfig,
         made = [] if choice == "drop" else shorten(document, config, bos_id)
         lost = "" if made or choice == "drop" else ", no room for a prompt"
         said = [f"more than {limit} tokens: {choice}{lost}"]
-    kept = [part for part in made if np.any(part.weights)]
+    kept = [d for d in made if (d.weights if isinstance(d.weights, float) else d.weights.any())]
     if len(kept) < len(made):
         said.append(f"nothing to supervise in {'some parts' if kept else 'it'}")
     if said:

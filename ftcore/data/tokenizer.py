@@ -108,7 +108,7 @@ class Tokenizer:
         found = self._encoded(fast.encode_batch_fast, inputs,
                               lambda fast: fast.type_ids if is_typed else [])
         for ids_T, types_T in found:
-            yield ids_T, types_T[-len(ids_T) :] if types_T.any() else None
+            yield ids_T, types_T[-len(ids_T) :] if len(types_T) and types_T.any() else None
 
     def _encoded(self, encode: Callable, inputs: Iterable, beside: Callable) -> Iterator[tuple]:
         """Ids, without the first of two BOS, and what `beside` takes from each encoding. SLAB at a

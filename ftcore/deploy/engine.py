@@ -187,7 +187,7 @@ class Engine:
                 if scored and sum(len(j.ids) for j in (*scored, job)) > self.prefill_tokens:
                     break
                 scored.append(self.waiting.popleft())
-            elif is_full or self.running and self._area([*self.running, job]) > self.cache_tokens:
+            elif is_full or self._area([*self.running, job]) > self.cache_tokens:
                 break
             else:
                 self._attempt([job], self._join, said)

@@ -73,6 +73,8 @@ def test_the_page_needs_no_network_and_shows_text_as_text(data: Prepared, tmp_pa
     data.notes["conflicts"]["such as"] = [["<script>alert(1)</script>", ["a", "x:1"], ["b", "x:2"]]]
     data.write(tmp_path / "data")
     page = (tmp_path / "data" / "report.html").read_text()
+    for label, (before, after) in data.notes["balance"].items():
+        assert f'<td>{label}<td class="n">{before:.0f}<td class="n">{after:g}' in page
     tags = Tags()
     tags.feed(page)
     assert tags.links == [] and not re.search(r"url\(|@import|https?:", page)
