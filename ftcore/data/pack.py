@@ -7,7 +7,8 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -86,14 +87,16 @@ def digest(documents: Sequence[Encoded]) -> str:
 
 def laid_out(documents: Sequence[Encoded]) -> Iterator[tuple[str, np.ndarray]]:
     """The arrays of at least one document, each made when it is asked for."""
-    yield "borders", np.cumsum([0, *map(len, documents)])
+    yield "borders", (borders := np.cumsum([0, *map(len, documents)]))
     yield "row_ids", np.array([document.row_id.encode() for document in documents])
     yield "tokens", np.concatenate([document.tokens_T for document in documents])
     labels, weights = ([getattr(d, name) for d in documents] for name in ("labels", "weights"))
     by_token = isinstance(weights[0], np.ndarray)
     yield "labels", np.concatenate(labels, dtype=np.int32) if by_token else np.array(labels)
     yield "weights", np.concatenate(weights) if by_token else np.array(weights)
-    types = [np.zeros(len(d), np.int32) if d.types_T is None else d.types_T for d in documents]
+    types = [np.zeros(borders[-1], np.int32)]  # of all, most often: cost
+    if any(d.types_T is not None for d in documents):
+        types = [np.zeros(len(d), np.int32) if d.types_T is None else d.types_T for d in documents]
     yield "types", np.concatenate(types)
 
 def save(documents: Sequence[Encoded], folder: Path) -> None:
@@ -104,18 +107,18 @@ def save(documents: Sequence[Encoded], folder: Path) -> None:
 
 def load(folder: Path) -> list[Encoded]:
     """Documents of what `save` wrote: views of files that are mapped into memory, and read-only."""
-    # cost: a slice of numpy's own class for mapped arrays is several times slower
+    # cost: slices of numpy's own class for mapped arrays, or by np.split, are several times slower
     arrays = {p.stem: np.load(p, mmap_mode="r").view(np.ndarray) for p in folder.glob("*.npy")}
     labels, weights = arrays["labels"], arrays["weights"]
-    parts = partial(np.split, indices_or_sections=arrays["borders"][1:-1])
+    owns = [slice(*ends) for ends in pairwise(arrays["borders"].tolist())]
     if labels.dtype == np.int32:
-        labels, weights = parts(labels), parts(weights)
+        labels, weights = ([flat_N[own] for own in owns] for flat_N in (labels, weights))
     else:
         labels, weights = list(labels) if labels.ndim > 1 else labels.tolist(), weights.tolist()
-    tokens, row_ids = parts(arrays["tokens"]), map(bytes.decode, arrays["row_ids"].tolist())
-    types = [None] * len(tokens)
+    tokens = [arrays["tokens"][own] for own in owns]
+    row_ids, types = map(bytes.decode, arrays["row_ids"].tolist()), [None] * len(tokens)
     if "types" in arrays:
-        types = [part if part.any() else None for part in parts(arrays["types"])]
+        types = [part if part.any() else None for part in map(arrays["types"].__getitem__, owns)]
     return list(map(Encoded, row_ids, tokens, labels, weights, types))
 
 @dataclass(frozen=True, eq=False)

@@ -146,7 +146,7 @@ def _fields(record: Record, file: str, names: Sequence[str], *, is_open: bool) -
         raw.encode()
         if isinstance(value, DataError):
             raise value
-        if "\\ud" in raw.lower():
+        if "\\ud" in raw or "\\uD" in raw:
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         if error.object != raw:

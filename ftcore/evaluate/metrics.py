@@ -187,8 +187,7 @@ def temperature(target_B: np.ndarray, logits_BK: np.ndarray) -> float:
     below_BK, low, high = z_BK - z_BK.max(1, keepdims=True), 1 / 20, 1 / 0.05
     for _ in range(50):  # the bracket ends 1e-14 wide
         e_BK = np.exp((b := math.sqrt(low * high)) * below_BK)
-        slope = ((e_BK * z_BK).sum(1) / e_BK.sum(1)).mean()
-        low, high = (b, high) if slope < 0 else (low, b)
+        low, high = (b, high) if ((e_BK * z_BK).sum(1) / e_BK.sum(1)).mean() < 0 else (low, b)
     return 1 / b
 
 def threshold_table(target_B: np.ndarray, score_B: np.ndarray, count: int = 9) -> list[Metrics]:

@@ -151,8 +151,7 @@ class Attention(Layer):
             q_NHD, k_NGD = (self._turned(x_NHD, cos_sin_2NE) for x_NHD in (q_NHD, k_NGD))
         attend = attend or partial(attention, is_causal=self.is_causal)
         o_NHD = attend(q_NHD, k_NGD, v_NGD, docs, impl=self.impl, **self.rule)
-        o_MHD = o_NHD if rows_M is None else o_NHD.index_select(0, rows_M)
-        return self.o_proj(o_MHD.flatten(1))
+        return self.o_proj((o_NHD if rows_M is None else o_NHD.index_select(0, rows_M)).flatten(1))
 
     def _turned(self, x_NHD: Tensor, cos_sin_2NE: Tensor) -> Tensor:
         """The first 2 E channels of each head by their E angles; others, if there are, pass."""

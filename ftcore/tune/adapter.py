@@ -88,12 +88,11 @@ def save_adapter(model: Model, folder: Path, *, family: Family, base_path: str) 
     # HF: safetensors refuses tensors that share memory, so tied ones are written twice.
     tensors = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
     peft_config = {
-        "peft_type": "LORA", "task_type": PEFT["task_types"][model.task],
-        "base_model_name_or_path": base_path, "bias": "none", "inference_mode": True,
-        "r": config.rank, "use_rslora": config.rs_lora, "lora_dropout": config.dropout,
+        "peft_type": "LORA", "bias": "none", "inference_mode": True, "use_rslora": config.rs_lora,
+        "task_type": PEFT["task_types"][model.task], "base_model_name_or_path": base_path,
+        "r": config.rank, "lora_dropout": config.dropout, "modules_to_save": list(extra) or None,
         "lora_alpha": int(config.alpha) if config.alpha == int(config.alpha) else config.alpha,
-        "target_modules": list(layers), "modules_to_save": list(extra) or None,
-        **({"fan_in_fan_out": True} if family.transposed else {})}  # as HF's matrices
+        "target_modules": list(layers), **({"fan_in_fan_out": True} if family.transposed else {})}
     origin = {"base_sha256": base_sha256(model, without=modules), "scale": config.scale}
     if fused := {module: len(parts) for module, parts in layers.items() if len(parts) > 1}:
         power = 0.5 if config.rs_lora else 1.0
