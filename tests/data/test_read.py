@@ -151,6 +151,7 @@ DAMAGED = [
     ("a.jsonl", '{"x": 1}\n{"x": "cut off', "a.jsonl:2: not valid JSON: Unterminated string"),
     ("a.jsonl", '{"x": 1}\n[1]\n', "a.jsonl:2: a record must be a JSON object, this is list"),
     ("a.jsonl", '{"x": "\\ud83d"}\n', r"a.jsonl:1: half of a surrogate pair, '\\ud83d'"),
+    ("a.jsonl", '{"x": "\\uD83D"}\n', r"a.jsonl:1: half of a surrogate pair, '\\ud83d'"),
     ("a.json", '[{"x": 1},\n{"x": 2', "a.json:2: not valid JSON: Expecting ',' delimiter"),
     ("a.json", '[{"x": 1},\n{"x": 2}', "a.json:2: not valid JSON: Expecting ',' .*line 2 column 9"),
     ("a.json", '[{"x": 1},\n]', "a.json:2: not valid JSON"),
