@@ -26,6 +26,10 @@ def draw_keep(x: Tensor, p: float) -> Tensor:
     # cost: a comparison into bool, and then a product with it, take three times as long
     return torch.ge(shorts, dropped - 2**15, out=torch.empty_like(x))
 
+def scaled_keep(x: Tensor, p: float) -> Tensor:
+    """1 / (1 - p) for each value of `x` that is kept and 0 for the others, in the dtype of x."""
+    return F.dropout(torch.ones_like(x), p) if x.is_cuda else draw_keep(x, p).mul_(1 / (1 - p))
+
 class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, p: float) -> Tensor:

@@ -15,8 +15,7 @@ from torch import Tensor
 
 Config = dict[str, int]
 CONFIGS_FILE = Path(__file__).with_name("configs.toml")
-# What the kernels take at most; above it "auto" is eager.
-MAX_HEAD_WIDTH, MAX_NORM_WIDTH, MAX_RANK = 256, 16384, 128
+MAX_HEAD_WIDTH, MAX_NORM_WIDTH, MAX_RANK = 256, 16384, 128  # above them "auto" is eager
 
 @cache
 def configs() -> dict[tuple[str, str], dict[float, Config]]:

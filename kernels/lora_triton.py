@@ -176,8 +176,7 @@ class LoRALinear(torch.autograd.Function):
         seed = torch.randint(2**63 - 1, (1,), device=x_NC.device) if dropout else None
         h_NR = _launch_shrink(x_NC, a_RC, seed, dropout)
         ctx.save_for_backward(x_NC, weight_OC, a_RC, sb_OR, h_NR, seed)
-        # cost: the large product adds what it finds in y as it writes it; the small one after it
-        # would read and write y once more
+        # cost: the large product adds what it finds in y; the small one would read and write all
         y_NO = h_NR @ sb_OR.T if bias_O is None else torch.addmm(bias_O, h_NR, sb_OR.T)
         return y_NO.addmm_(x_NC, weight_OC.T)
 
