@@ -41,7 +41,7 @@ class _LoRALinear(torch.autograd.Function):
         a_RC, sb_OR = a_RC.to(x_NC.dtype), (b_OR * ctx.scale).to(x_NC.dtype)
         h_NR = F.linear(x_NC if keep_NC is None else x_NC * keep_NC, a_RC)
         ctx.save_for_backward(x_NC, weight_OC, a_RC, sb_OR, h_NR, keep_NC)
-        # cost: in place, since no backward reads y: 5 to 14 % less time than y + scale * update
+        # cost: in place, as no backward reads y: in fp32 5 to 14 % less time than y + scale update
         return F.linear(x_NC, weight_OC, bias_O).addmm_(h_NR, sb_OR.T)
 
     @staticmethod

@@ -129,7 +129,7 @@ class StopFlag(ExitStack):
 
     def __enter__(self) -> Self:
         for number in (signal.SIGTERM, signal.SIGINT):
-            old = signal.signal(number, self._stop) or signal.SIG_DFL  # None: one not Python's
+            old = signal.signal(number, self._stop) or signal.SIG_DFL  # None: not set by Python
             self.callback(signal.signal, number, old)
         return self
 

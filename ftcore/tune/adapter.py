@@ -61,7 +61,7 @@ def named_parts(model: Model, family: Family) -> tuple[Parts, Parts]:
     name, or of those that HF keeps as one, some are adapted or trained fully and others not."""
     if not (adapted := lora.lora_layers(model)):
         raise ModelError("the model has no LoRA layers: no adapter to save")
-    plain = lora.plain_modules(model).items()  # of these, peft saves a module as a whole
+    plain = lora.plain_modules(model).items()  # peft saves whole what owns a trained parameter
     owners = [n for n, m in plain if any(p.requires_grad for p in m.parameters(recurse=False))]
     for names in (adapted, owners):
         for module, ours in _by_hf(family, names).items():
