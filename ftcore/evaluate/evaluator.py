@@ -16,11 +16,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ftcore.config import DpoConfig, EvalConfig, RewardConfig
-from ftcore.data import compare
 from ftcore.data.chat import encode_prompt
 from ftcore.data.columns import Chat
 from ftcore.data.encode import Names, Split
 from ftcore.data.pack import Batch, Encoded, apart, collate, pack
+from ftcore.data.prepare import clusters
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ModelError
 from ftcore.evaluate import metrics
@@ -51,7 +51,7 @@ class Judged:
     def clusters_B(self) -> np.ndarray:
         """A number (int) for each row, the same for rows of nearly the same text."""
         texts = self.texts()
-        numbers = dict(zip(texts, compare.clusters([*texts.values()]), strict=True))
+        numbers = dict(zip(texts, clusters([*texts.values()]), strict=True))
         return np.array([numbers[row_id] for row_id in self.row_ids])
 
     @property

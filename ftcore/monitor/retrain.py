@@ -27,7 +27,8 @@ from typing import Any
 from ftcore import files
 from ftcore.cli import CONFIG_FILE, Command, as_flags, parse, read_toml, resolved, to_toml
 from ftcore.config import Count, NotNegative, Section
-from ftcore.data import compare, store
+from ftcore.data import store
+from ftcore.data.prepare import clusters
 from ftcore.env.run import locked
 from ftcore.errors import CheckpointError, ConfigError, DataError, TrainingError
 from ftcore.evaluate.metrics import mcnemar
@@ -126,7 +127,7 @@ def _write(run: Path, folder: Path, command: Command, told: Line, rows: Sequence
         raise ConfigError(f"{folder} is there already: name another folder for the plan")
     data, was, sides = command.config.data, read_run(run), ([], [], [])
     known = {*was["labels"]} or {row["wanted"] for row in rows}
-    roots = compare.clusters([json.dumps(row["input"]) for row in rows])
+    roots = clusters([json.dumps(row["input"]) for row in rows])
     older = {root for root, row in zip(roots, rows, strict=True) if row["id"] not in recent}
     kept = [hashlib.sha256(rows[root]["id"].encode()).digest()[0] % KEPT == 0 and root not in older
             for root in roots]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ftcore.data.clean import PATTERNS, normalised
+from ftcore.data.prepare import PATTERNS, normalised
 from ftcore.data.read import read_rows
 
 MOJIBAKE = PATTERNS["mojibake"].findall

@@ -7,7 +7,7 @@ import pytest
 from ftcore.builtin import chat as builtin
 from ftcore.config import ChatDataConfig, LabelledDataConfig, TextDataConfig
 from ftcore.data.columns import Chat, Example, Text
-from ftcore.data.compare import clusters, compare, said
+from ftcore.data.prepare import clusters, compare, said
 from ftcore.data.read import Notes, Rows, collect
 from ftcore.errors import DataError
 

@@ -11,10 +11,18 @@ import torch
 from ftcore.config import PairsDataConfig
 from ftcore.data.__main__ import text as shown
 from ftcore.data.columns import Chat, Row, examples
-from ftcore.data.compare import UNASKED, clusters, conflicts, nearly_repeated, repeated, said
 from ftcore.data.encode import encode
 from ftcore.data.pack import Encoded, apart, collate, is_pair
-from ftcore.data.prepare import prepare, prepared
+from ftcore.data.prepare import (
+    UNASKED,
+    clusters,
+    conflicts,
+    nearly_repeated,
+    prepare,
+    prepared,
+    repeated,
+    said,
+)
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import DataError
 from tests.data.templates import styled

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from ftcore.data.columns import Text
-from ftcore.data.compare import clusters
-from ftcore.data.prepare import balanced, held_out
+from ftcore.data.prepare import balanced, clusters, held_out
 from ftcore.errors import DataError
 
 def rows(**counts: int) -> list[Text]:

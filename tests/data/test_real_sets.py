@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from ftcore.config import RUNS
-from ftcore.data.compare import conflicts, leaks, repeated, said
 from ftcore.data.dedup import folded
+from ftcore.data.prepare import conflicts, leaks, repeated, said
 from ftcore.data.read import Rows, collect, read_rows
 
 SETS = tomllib.loads(Path(__file__).with_name("real_sets.toml").read_text())
