@@ -24,7 +24,7 @@ from ftcore.config import RUNS
 from ftcore.errors import ConfigError, FtcoreError, nearest
 
 if TYPE_CHECKING:
-    from ftcore.evaluate.suite import Results
+    from ftcore.evaluate.report import Results
     from ftcore.model.load import LoadedModel
 
 PREDICTIONS = "eval-predictions.jsonl"
@@ -88,8 +88,7 @@ def judge(command: Command) -> "Results":
     from ftcore.align.preference import refer
     from ftcore.data.prepare import prepare, prepared
     from ftcore.data.tokenizer import Tokenizer
-    from ftcore.evaluate.report import note_opening
-    from ftcore.evaluate.suite import Suite
+    from ftcore.evaluate.report import Suite, note_opening
 
     config, path, loaded = command.config, command.resume, opened(command)
     base, labels = config.model.path, loaded.labels

@@ -92,8 +92,12 @@ def made(path: str, name: str, config: ServeConfig, meters: "Meters") -> "Api":
     import torch
 
     from ftcore.data.tokenizer import Tokenizer
-    from ftcore.deploy.api import Api, Served
+    from ftcore.deploy.answers import REFERENCE, Served
+    from ftcore.deploy.api import Api
     from ftcore.deploy.engine import Engine
+    from ftcore.env.run import read_metrics
+    from ftcore.monitor.drift import Watch
+    from ftcore.monitor.journal import LIVE, Journal
     from kernels.memory import held_bytes
 
     # cost: a pool of this thread's beside the engine's would slow each of its operations down
@@ -110,7 +114,8 @@ def made(path: str, name: str, config: ServeConfig, meters: "Meters") -> "Api":
           f" MiB among it; keys and values will take up to {config.cache_tokens * slot:.1f} MiB,"
           f" those kept of ended sequences {config.prefix_tokens * slot:.1f} MiB", flush=True)
     served = Served(name=name, tokenizer=Tokenizer.load(loaded.folder), **about)
-    return Api(engine, served, config, meters)
+    reference = read_metrics(Path(path) / REFERENCE)
+    return Api(engine, served, config, meters, Journal(served.version, LIVE), Watch(reference))
 
 async def follow(link: Path, now: str, server: "Server") -> None:
     """Let what a link names from `now` on answer; requests that have begun end where they did."""

@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING
 
 from ftcore.cli import CONFIG_FILE, Command, parse, to_toml
 from ftcore.config import PpoRun
-from ftcore.errors import CheckpointError, ConfigError, FtcoreError
+from ftcore.errors import CheckpointError, ConfigError, DataError, FtcoreError
 
 if TYPE_CHECKING:
     from ftcore.data.store import Prepared
     from ftcore.data.tokenizer import Tokenizer
     from ftcore.env.run import RunFolder
     from ftcore.model.load import LoadedModel
+    from ftcore.model.transformer import ModelSpec
     from ftcore.tune.loop import Loop
 
 def run(command: Command) -> int:
@@ -47,7 +48,7 @@ def run(command: Command) -> int:
     from ftcore.hub import lineage
     from ftcore.tune.adapter import load_base, named_parts
     from ftcore.tune.loop import Loop
-    from ftcore.tune.task import check_lengths, choose_trainable
+    from ftcore.tune.task import choose_trainable
     from ftcore.verify import verify
     from kernels.memory import reuse_across_steps
 
@@ -110,9 +111,9 @@ def tune(command: Command, run: "RunFolder", data: "Prepared", loaded: "LoadedMo
     """Stages 4 to 7, by the loop that `make` makes, in a run folder that this process holds;
     returns the exit code."""
     from ftcore.align.preference import refer
-    from ftcore.evaluate.report import json_line, note_opening, write_page, write_predictions
-    from ftcore.evaluate.suite import Suite, certify
-    from ftcore.monitor.journal import REFERENCE, reference
+    from ftcore.deploy.answers import REFERENCE
+    from ftcore.evaluate import report
+    from ftcore.monitor.journal import reference
     from ftcore.tune.adapter import save_artifact
     from ftcore.tune.freeze import assert_unmoved, frozen_hashes
 
@@ -122,7 +123,7 @@ def tune(command: Command, run: "RunFolder", data: "Prepared", loaded: "LoadedMo
     # ---- 4 fine-tuning: the loop, and what the base model could do before it ---------------------
     if command.task == "dpo":
         refer(model, data, config)
-    suite = Suite(command.task, config, tokenizer, data.labels)
+    suite = report.Suite(command.task, config, tokenizer, data.labels)
     loop = make(data.train.documents, config, run,
                 evaluate=(lambda: suite.dev(model, data.dev)) if data.dev.documents else None)
     base, base_file = None, path / "base.json"
@@ -130,7 +131,7 @@ def tune(command: Command, run: "RunFolder", data: "Prepared", loaded: "LoadedMo
         if not base_file.is_file():
             before = suite.tests(model, data.tests)
             run.dump(base_file.name, before.metrics)
-            write_predictions(path / "base-predictions.jsonl", before.predictions)
+            report.write_predictions(path / "base-predictions.jsonl", before.predictions)
         base = json.loads(base_file.read_text("utf-8"))
     run.dump("groups.json", loop.optimizer.groups())
     frozen = frozen_hashes(model)
@@ -145,9 +146,9 @@ def tune(command: Command, run: "RunFolder", data: "Prepared", loaded: "LoadedMo
     results = suite.tests(model, data.tests)
     if data.tests:
         print(f"\n{results.against(base or {})}")
-        note_opening(path, config.data.test, results.metrics)
+        report.note_opening(path, config.data.test, results.metrics)
     if results.predictions:
-        write_predictions(path / "predictions.jsonl", results.predictions)
+        report.write_predictions(path / "predictions.jsonl", results.predictions)
     if gap := suite.gap(model, data.train.documents, data.dev):
         print(f"\n{gap}")
 
@@ -156,19 +157,30 @@ def tune(command: Command, run: "RunFolder", data: "Prepared", loaded: "LoadedMo
 
     # ---- 7 monitoring: what requests should be like, and where all is written down ---------------
     if records := reference(model, data.dev, suite):
-        write_predictions(path / REFERENCE, records)
+        report.write_predictions(path / REFERENCE, records)
     seconds = round(time.perf_counter() - started, 1)
     summary = {"run": str(path), "task": command.task, "steps": loop.progress.step, "base": base}
     summary |= {"seconds": seconds, "tuned": results.metrics, "intervals": results.intervals}
     run.dump("eval.json", summary)
     if config.peft.method == "lora":
-        proof = certify(model, next(iter(data.tests.values()), data.dev), suite)
-        print(f"merged: {json_line(proof)} in {run.dump('certificate.json', proof)}")
-    print(f"saved:  {artifact}\npage:   {write_page(path)}")
+        proof = report.certify(model, next(iter(data.tests.values()), data.dev), suite)
+        print(f"merged: {report.json_line(proof)} in {run.dump('certificate.json', proof)}")
+    print(f"saved:  {artifact}\npage:   {report.write_page(path)}")
     print(f"curves: tensorboard --logdir {path / 'tensorboard'}")
     print(f"next:   python eval.py {path} --data.test FILE")
-    print(json_line(summary))
+    print(report.json_line(summary))
     return 0
+
+def check_lengths(spec: "ModelSpec", data: "Prepared") -> None:
+    """Raise DataError where a document is longer than the model's learned positions reach."""
+    from ftcore.data.pack import apart, is_pair
+
+    for name, split in data.splits() if spec.position == "learned" else ():
+        longest = max(apart(split.documents), key=len)
+        if len(longest) > (most := spec.max_positions):
+            side = "cut_left" if is_pair(split.documents[0]) else "cut_right"
+            what = f"{name}: row {longest.row_id} has {len(longest)} tokens, the model takes {most}"
+            raise DataError(f"{what}: --data.max-length {most} --data.over-length {side} (or drop)")
 
 def main(argv: list[str]) -> int:
     """Parse, run, and turn what a user can mend into one message."""

@@ -13,19 +13,15 @@ import torch
 from torch import Tensor
 
 from ftcore.config import Run
+from ftcore.data import pack, store
 from ftcore.data.chat import encode_prompt
-from ftcore.data.pack import lengths
-from ftcore.data.store import Prepared
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.env.run import RunFolder
 from ftcore.errors import ModelError
-from ftcore.evaluate.evaluator import all_logits
-from ftcore.evaluate.report import table
+from ftcore.evaluate import evaluator, report
 from ftcore.model.load import LoadedModel
-from ftcore.tune.adapter import load_artifact, save_artifact
-from ftcore.tune.checkpoint import load
+from ftcore.tune import adapter, checkpoint, lora
 from ftcore.tune.loop import Loop
-from ftcore.tune.lora import lora_layers, merge
 from ftcore.tune.task import TaskKind
 from ftcore.tune.workers import Workers
 
@@ -37,12 +33,12 @@ Claim = tuple[str, float, float]  # what must not change a result, how far it di
 
 class Verifier:
     def __init__(self, config: Run, kind: TaskKind, loaded: LoadedModel, tokenizer: Tokenizer,
-                 data: Prepared, work: Path) -> None:
+                 data: store.Prepared, work: Path) -> None:
         self.config, self.kind, self.loaded, self.tokenizer = config, kind, loaded, tokenizer
         self.data, self.work, self.model = data, work, loaded.model.eval()
         self.exact = EXACT if config.env.deterministic else NEAR
         first = data.train.documents[:16]
-        self.documents = first[: max(2, (lengths(first).cumsum() <= TOKENS).sum())]
+        self.documents = first[: max(2, (pack.lengths(first).cumsum() <= TOKENS).sum())]
 
     def loop(self, name: str, *, steps: int = 1, tokens: int = ALL, resume: bool = False) -> Loop:
         """A run from the first weights; in one step it takes all rows, in several half of them."""
@@ -67,13 +63,13 @@ class Verifier:
         loop = self.loop("run", steps=STEPS, resume=resume)
         with loop.run:
             if resume:
-                loop.restore(load(loop.run.path / "checkpoints" / f"step-{STEPS // 2}"))
+                loop.restore(checkpoint.load(loop.run.path / "checkpoints" / f"step-{STEPS // 2}"))
             loop.train()
         return torch.nn.utils.parameters_to_vector(self.model.eval().parameters()).detach()
 
     @torch.no_grad()
     def outputs(self, tokens: int = ALL) -> Tensor:
-        return all_logits(self.model, self.documents, tokens)
+        return evaluator.all_logits(self.model, self.documents, tokens)
 
     def claims(self) -> Iterator[Claim]:
         alone = self.outputs(tokens=1)
@@ -92,12 +88,12 @@ class Verifier:
         once, twice = self.trained(resume=False), self.trained(resume=True)
         yield f"{STEPS} steps, or resumed after {STEPS // 2}", apart(once, twice), self.exact
         last = self.outputs()
-        if lora_layers(self.model):
-            merge(self.model)
+        if lora.lora_layers(self.model):
+            lora.merge(self.model)
             yield "updates beside the matrices, or merged", apart(last, self.outputs()), NEAR
         made = self.loaded._replace(model=self.model)
-        save_artifact(made, self.tokenizer, self.work, self.config)
-        again = load_artifact(self.work, kind=self.kind, dtype=torch.float32)
+        adapter.save_artifact(made, self.tokenizer, self.work, self.config)
+        again = adapter.load_artifact(self.work, kind=self.kind, dtype=torch.float32)
         self.model = again.model.to(self.loaded.model.device)
         self.model.use_kernels(self.config.env.kernels)
         yield "in memory, or saved and loaded", apart(last, self.outputs()), EXACT
@@ -116,7 +112,7 @@ def verify(*what: Any) -> str:
     with tempfile.TemporaryDirectory() as work:
         claims = list(Verifier(*what, Path(work)).claims())
     rows = [(*claim, "holds" if claim[1] <= claim[2] else "DOES NOT HOLD") for claim in claims]
-    told = table(("what must not change a result", "apart", "at most", ""), rows)
+    told = report.table(("what must not change a result", "apart", "at most", ""), rows)
     if broken := [name for name, distance, most in claims if not distance <= most]:
         raise ModelError(f"{told}\n\nverify: {'; '.join(broken)}: does not hold; train no further")
     return told

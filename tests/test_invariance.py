@@ -130,7 +130,7 @@ def other(*args: Any, **more: Any) -> Any:
     return loaded
 
 load_state, folded_weight = AdamW.load_state, LoRALinear.folded_weight
-load_artifact, encode_prompt = verify.load_artifact, verify.encode_prompt
+load_artifact, encode_prompt = verify.adapter.load_artifact, verify.encode_prompt
 def unlike(verifier: verify.Verifier, name: str, *args: Any, **more: Any) -> torch.Tensor:
     return gradient(verifier, name, *args, **more) * (1.001 if name == "again" else 1)
 
@@ -143,7 +143,7 @@ FAULTS = {
     "one process": (loops, "split", half),
     "4 steps": (AdamW, "load_state", forgetful),
     "updates beside": (LoRALinear, "folded_weight", rough),
-    "in memory": (verify, "load_artifact", other),
+    "in memory": (verify.adapter, "load_artifact", other),
     "prompts of": (verify, "encode_prompt", lambda *a: encode_prompt(*a)[1:]),
 }
 

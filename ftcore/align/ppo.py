@@ -19,7 +19,7 @@ import json
 import math
 import time
 from collections import ChainMap, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from hashlib import sha256
@@ -29,27 +29,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ftcore.align import objective
-from ftcore.align.rollout import BEST, DRAWN, ORDER, Actor, Episode
-from ftcore.data.columns import Chat
-from ftcore.data.pack import Batch, split
+from ftcore.align import objective, rollout
+from ftcore.data import columns, pack
 from ftcore.env.compute import derived
 from ftcore.errors import TrainingError
-from ftcore.evaluate.evaluator import spoken, streams
-from ftcore.evaluate.metrics import intervals
+from ftcore.evaluate import evaluator, metrics
 from ftcore.model.heads import Model
 from ftcore.model.transformer import Linear
-from ftcore.tune.freeze import tensor_sha256
-from ftcore.tune.loop import Loop
+from ftcore.tune import freeze, loop
 from ftcore.tune.workers import Workers
 
 TOLD = ("logp", "ref_logp", "exact", "k1", "k3", "value")  # of each token
 READ = ("logp", "value", "advantage", "return")  # of those, what the loss reads
 
 @dataclass
-class PpoLoop(Loop):
+class PpoLoop(loop.Loop):
     """A run whose documents are answers of the model itself."""
-    actor: Actor | None = None
+    actor: rollout.Actor | None = None
     reads_rows = False
 
     def __post_init__(self) -> None:
@@ -69,14 +65,14 @@ class PpoLoop(Loop):
 
     def train(self) -> int:
         """As `Loop.train`, after the start was judged, which all that follows is compared with."""
-        trained = [tensor_sha256(param) for param in self.reference.parameters()]
+        trained = [freeze.tensor_sha256(param) for param in self.reference.parameters()]
         print(f"\nreference: the start, sha256 {sha256(repr(trained).encode()).hexdigest()[:16]}")
         file, actor = self.run.path / "start.json", self.actor
         if actor.judges and not file.is_file():
             scores = [episode.score for episode in actor.episodes(actor.judges)]
             told = {"scores": scores, "reward": np.mean(scores)}
             if count := self.config.ppo.best_of:  # rejection sampling
-                drawn = actor.episodes(actor.judges, BEST, count, samples=count)
+                drawn = actor.episodes(actor.judges, rollout.BEST, count, samples=count)
                 scores_PS = np.reshape([episode.score for episode in drawn], (-1, count))
                 told |= {"best_of": count, "best": scores_PS.max(1).mean(),
                          "one": scores_PS[:, 0].mean()}
@@ -95,7 +91,7 @@ class PpoLoop(Loop):
         prompts = [self.actor.prompts[row] for row in self.rows(step)]
         try:
             samples = self.config.rollout.samples
-            episodes = self.actor.episodes(prompts, DRAWN, step, samples=samples)
+            episodes = self.actor.episodes(prompts, rollout.DRAWN, step, samples=samples)
             if step == 0:
                 self._assert_scored(episodes[0], prompts[0][0])
         except TrainingError:
@@ -104,7 +100,7 @@ class PpoLoop(Loop):
         values = self.actor.shaped(episodes, self.control)
         size, batches = self.config.optim.batch_size, []
         for epoch in range(ppo.epochs):
-            random = np.random.default_rng(derived(self.seed, ORDER, step, epoch))
+            random = np.random.default_rng(derived(self.seed, rollout.ORDER, step, epoch))
             mixed = [episodes[i].document for i in random.permutation(len(episodes))]
             batches += [mixed[i : i + size] for i in range(0, len(mixed), size)]
         # cost: the reference is asked for rewards or the log; nothing, where one update sees all
@@ -140,10 +136,10 @@ class PpoLoop(Loop):
         values |= {f"ppo/{name}": total / tokens for name, total in sums.items()}
         return values | {"ppo/updates": number + 1, "perf/samples_per_s": len(episodes) / seconds}
 
-    def _assert_scored(self, episode: Episode, chat: Chat) -> None:
+    def _assert_scored(self, episode: rollout.Episode, chat: columns.Chat) -> None:
         """A model must score an answer among others as it does alone."""
         tokens_M = episode.document.tokens_T[-episode.length :]
-        _, alone = self.actor.rewards([chat], [spoken(tokens_M, self.actor.tokenizer)])
+        _, alone = self.actor.rewards([chat], [evaluator.spoken(tokens_M, self.actor.tokenizer)])
         for name in (name for name in alone if name.startswith("model:")):
             both = alone[name][0], episode.parts[name]
             assert math.isclose(*both, rel_tol=1e-4, abs_tol=1e-4), f"{name} says {both} of one"
@@ -163,8 +159,8 @@ class PpoLoop(Loop):
         M of each document of a share."""
         most, found = self.config.loop.micro_batch_tokens, {}
         for batch in self.batches[: len(self.batches) // self.config.ppo.epochs]:
-            mine = [batch[i] for i in split([len(d) for d in batch], shares)[share]]
-            for indices, stream in streams(self.model, mine, most):
+            mine = [batch[i] for i in pack.split([len(d) for d in batch], shares)[share]]
+            for indices, stream in evaluator.streams(self.model, mine, most):
                 rule = stream, self.config.rollout.temperature
                 now = objective.seen(self.model, *rule)
                 start = objective.seen(self.reference, *rule) if self.measures else now
@@ -183,7 +179,7 @@ class PpoLoop(Loop):
             return torch.zeros_like(now.logp_M)
         return head(now.h_MC.to(head.weight.dtype)).squeeze(1)
 
-    def _rate(self, episodes: Sequence[Episode], told: dict[str, Tensor]) -> dict[str, float]:
+    def _rate(self, episodes: list[rollout.Episode], told: dict[str, Tensor]) -> dict[str, float]:
         """Add reward, return and advantage of each token; returns what is logged of them."""
         ppo, lengths = self.config.ppo, [episode.length for episode in episodes]
         scores_B = told["logp"].new_tensor([episode.score for episode in episodes])
@@ -207,7 +203,7 @@ class PpoLoop(Loop):
         return means | {"ppo/kl": float(told["exact"].sum()) / len(episodes),
                         "ppo/kl_coef": self.control.kl_coef}
 
-    def loss(self, model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
+    def loss(self, model: Model, batch: pack.Batch) -> tuple[Tensor, Tensor]:
         ppo, now = self.config.ppo, objective.seen(model, batch, self.config.rollout.temperature)
         told_M = np.concatenate([self.told[row_id] for row_id in batch.row_ids], 1)
         old_M, value_M, advantage_M, return_M = torch.from_numpy(told_M).to(self.device)
@@ -236,6 +232,6 @@ class PpoLoop(Loop):
         """Rewards of greedy answers to dev prompts, and how often these beat those of the start."""
         scores = np.array([e.score for e in self.actor.episodes(self.actor.judges)])
         wins = (scores > self.start) + 0.5 * (scores == self.start)
-        told = intervals(lambda rows: {"win": wins[rows].mean()}, np.arange(len(wins)))["win"]
+        told = metrics.intervals(lambda rows: {"": wins[rows].mean()}, np.arange(len(wins)))[""]
         return {"eval/loss": -scores.mean(), "eval/reward": scores.mean(),
                 "eval/win_rate": wins.mean(), "eval/win_low": told[0], "eval/win_high": told[1]}

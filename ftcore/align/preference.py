@@ -25,21 +25,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ftcore.config import DpoRun, Run
-from ftcore.data.pack import Batch
-from ftcore.data.store import Prepared
+from ftcore.data import pack, store
 from ftcore.evaluate.evaluator import log_ratios
 from ftcore.model.heads import Model
 from ftcore.tune import task as tune
 
 AT_ONCE = 256  # pairs, between two moves of the bar
 
-def bradley_terry(model: Model, batch: Batch, *, centring: float) -> tuple[Tensor, Tensor]:
+def bradley_terry(model: Model, batch: pack.Batch, *, centring: float) -> tuple[Tensor, Tensor]:
     chosen_B, rejected_B = tune.document_logits(model, batch).view(-1, 2).unbind(1)
     gap_B = chosen_B - rejected_B - batch.pairs[:, 3].to(chosen_B)
     loss_B = centring * (chosen_B + rejected_B).square() - F.logsigmoid(gap_B)
     return loss_B.sum(), torch.ones_like(loss_B.detach()).sum()
 
-def dpo(model: Model, batch: Batch, *, beta: float, loss: str,
+def dpo(model: Model, batch: pack.Batch, *, beta: float, loss: str,
         length_normalised: bool) -> tuple[Tensor, Tensor]:
     """The loss of log-ratios, as a sum over pairs and their number. Its gradient is that of the
     cross-entropy of all tokens, each weighted by the slope of the loss in it."""
@@ -60,7 +59,7 @@ def dpo(model: Model, batch: Batch, *, beta: float, loss: str,
     return value, torch.ones_like(loss_B.detach()).sum()
 
 @torch.no_grad()
-def refer(model: Model, data: Prepared, config: DpoRun) -> None:
+def refer(model: Model, data: store.Prepared, config: DpoRun) -> None:
     """Fill the log-ratios of the model as it stands, the reference, into all pairs."""
     rule = config.loop.micro_batch_tokens, config.dpo.length_normalised
     model.eval()

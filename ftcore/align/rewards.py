@@ -34,12 +34,10 @@ import torch
 from ftcore.align.preference import TASKS
 from ftcore.cli import known, parse
 from ftcore.config import RewardsConfig
-from ftcore.data.columns import Chat, Text, answer
-from ftcore.data.encode import encode, sides
+from ftcore.data import columns, encode
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ConfigError, TrainingError
-from ftcore.evaluate.evaluator import all_logits
-from ftcore.evaluate.metrics import exact_match, judged_command
+from ftcore.evaluate import evaluator, metrics
 from ftcore.tune.adapter import load_artifact
 
 PROGRAM_BYTES = 4 * 2**30  # that a program may take
@@ -63,7 +61,7 @@ class Rewards:
         self.sources = {name: opened(name) for name in config.sources}
         self.seconds = config.seconds
 
-    def __call__(self, chats: Sequence[Chat],
+    def __call__(self, chats: Sequence[columns.Chat],
                  answers: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Scores of answers to the last turns, in all and by source. TrainingError: one failed."""
         rows = []
@@ -109,11 +107,11 @@ def opened(name: str) -> Source:
         raise ConfigError(f"reward.sources: {name}: {error}") from error
 
 def match(rest: str) -> Source:
-    return lambda rows: [exact_match(row["target"], row["answer"]) for row in rows]
+    return lambda rows: [metrics.exact_match(row["target"], row["answer"]) for row in rows]
 
 def command(field: str) -> Source:
     figures = itemgetter("json_valid", "intent_accuracy", "slot_f1_of_row", "exact_match_object")
-    judge = partial(judged_command, intent=field)
+    judge = partial(metrics.judged_command, intent=field)
     return lambda rows: [fmean(figures(judge(row["target"], row["answer"]))) for row in rows]
 
 def model(rest: str) -> Source:
@@ -129,14 +127,14 @@ def model(rest: str) -> Source:
 
     def scores(rows: Rows) -> list[float]:
         if label:
-            texts = [Text(str(n), (row["answer"],), label) for n, row in enumerate(rows)]
-            documents = encode(asked.config.data, texts, tokenizer, loaded.labels).documents
+            texts = [columns.Text(str(n), (row["answer"],), label) for n, row in enumerate(rows)]
+            documents = encode.encode(asked.config.data, texts, tokenizer, loaded.labels).documents
         else:
-            turns = ((*row["messages"], answer(row["answer"])) for row in rows)
-            chats = [Chat(str(n), each) for n, each in enumerate(turns)]
-            documents = sides(chats, tokenizer).documents
+            turns = ((*row["messages"], columns.answer(row["answer"])) for row in rows)
+            chats = [columns.Chat(str(n), each) for n, each in enumerate(turns)]
+            documents = encode.sides(chats, tokenizer).documents
         with torch.inference_mode():
-            score_BK = all_logits(judge, documents, most)
+            score_BK = evaluator.all_logits(judge, documents, most)
         if problem == "single_label_classification":
             score_BK = score_BK.double().softmax(1).logit(1e-12)
         told = dict(zip((d.row_id for d in documents), score_BK[:, place].tolist(), strict=True))

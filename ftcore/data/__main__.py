@@ -12,12 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from ftcore.cli import CONFIG_FILE, parse, take_value, to_toml
-from ftcore.data.columns import place
-from ftcore.data.encode import Names
+from ftcore.data import columns, encode, read, store
 from ftcore.data.pack import Encoded, apart, is_pair, pack, split, step_rows
 from ftcore.data.prepare import prepared
-from ftcore.data.read import collect
-from ftcore.data.store import read_account, write_page
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ConfigError, FtcoreError
 from ftcore.files import write_file
@@ -42,7 +39,7 @@ def prepare(words: list[str]) -> None:
 def report(words: list[str]) -> None:
     if len(words) != 1 or not Path(words[0], "data", "funnel.json").is_file():
         raise ConfigError(f"report RUN: {' '.join(words)} is no run folder with a data/")
-    print(write_page(Path(words[0]) / "data"))
+    print(store.write_page(Path(words[0]) / "data"))
 
 def show(words: list[str]) -> None:
     """The streams of one optimiser step, counted from 1, as its processes read them."""
@@ -52,7 +49,7 @@ def show(words: list[str]) -> None:
     config, step = parse(["--resume", str(run)]).config, int(step)
     tokenizer = Tokenizer.load(lineage(config.model.path)[0])
     data, _ = prepared(config.data, tokenizer, seed=config.env.seed)
-    if read_account(run / "data").get("key") != data.notes["key"]:
+    if store.read_account(run / "data").get("key") != data.notes["key"]:
         print("warning: data or code changed since, the run may differ", file=sys.stderr)
     documents, size = data.train.documents, config.rows_per_step
     last = config.loop.num_steps(len(documents), size)
@@ -60,7 +57,7 @@ def show(words: list[str]) -> None:
         raise ConfigError(f"--step {step}: steps are counted from 1 to {last}")
     rows = step_rows(step - 1, len(documents), batch_size=size, seed=config.env.seed)
     documents = [documents[row] for row in rows]
-    places = {e.id: place(e) for e in collect(config.data, {})["train"].examples}
+    places = {e.id: columns.place(e) for e in read.collect(config.data, {})["train"].examples}
     shares = min(config.env.threads, config.optim.batch_size)
     for n, share in enumerate(split(list(map(len, documents)), shares)):
         for stream in pack([len(documents[i]) for i in share], config.loop.micro_batch_tokens):
@@ -72,7 +69,7 @@ def show(words: list[str]) -> None:
                 print(f"-- {document.row_id} {where}: {span}")
                 print(text(document, data.labels, tokenizer))
 
-def text(document: Encoded, labels: Names, tokenizer: Tokenizer) -> str:
+def text(document: Encoded, labels: encode.Names, tokenizer: Tokenizer) -> str:
     """A document with what is supervised in [[ ]], and what is to be predicted of it."""
     if is_pair(document):
         return "\n-- rather than\n".join(text(d, labels, tokenizer) for d in apart([document]))

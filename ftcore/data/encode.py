@@ -101,9 +101,8 @@ def cut(document: Encoded, config: DataConfig, bos_id: int | None) -> list[Encod
 
 def _chats(split: Split, chats: Sequence[Chat], tokenizer: Tokenizer,
            config: configs.ChatDataConfig) -> None:
-    """Chats, with what `train_on` names supervised. assistant: messages whose `train` is true, by
-    default all answers; last: the last of these; completion: all that follows the prompt of the
-    last of these; all: every token. With `train_on_end` the end of a turn too."""
+    """Chats, of which `train_on` says what counts: messages whose `train` is true (assistant), the
+    last of these (last), all behind its prompt (completion), or all; ends of turns too if asked."""
     if not config.train_on_end and config.train_on in ("all", "completion"):
         mend = "leave out --data.no-train-on-end, or take assistant or last"
         raise ConfigError(f"data.train_on = {config.train_on} supervises ends of turns too: {mend}")

@@ -1,8 +1,5 @@
-"""What a run trains and is judged on, and what is kept of it: its account, a cache of its tokens.
-
-    RUN/data/   funnel.json  rejected.jsonl  report.html (which needs no network)
-    CACHE/KEY/  manifest.json  prepared.json  0/*.npy 1/*.npy ... (documents of `Prepared.splits`,
-                which may be more than memory holds); a cache may be deleted at any time"""
+"""What a run trains and is judged on, and what is kept of it: its account, RUN/data/, and a cache
+of its tokens, CACHE/KEY/, with a folder of arrays for each of `Prepared.splits`."""
 
 import hashlib
 import importlib.metadata
@@ -16,10 +13,8 @@ import jinja2
 import numpy as np
 
 from ftcore import builtin, files
-from ftcore.data import pack
+from ftcore.data import encode, pack, read
 from ftcore.data.columns import Chat, DataConfig, Rejected, place, reasons
-from ftcore.data.encode import Names, Split
-from ftcore.data.read import BUILTIN_CHAT, stored
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import DataError
 
@@ -31,13 +26,13 @@ STEPS = ("read", "map", "filter", "compare", "split", "encode")  # in which rows
 
 @dataclass
 class Prepared:
-    train: Split = field(default_factory=Split)
-    dev: Split = field(default_factory=Split)
-    tests: dict[str, Split] = field(default_factory=dict)
-    labels: Names = None  # classes, by index; of a regression the one name of its scores
+    train: encode.Split = field(default_factory=encode.Split)
+    dev: encode.Split = field(default_factory=encode.Split)
+    tests: dict[str, encode.Split] = field(default_factory=dict)
+    labels: encode.Names = None  # classes, by index; of a regression the one name of its scores
     notes: dict[str, Any] = field(default_factory=dict)  # what was found on the way, as JSON
 
-    def splits(self) -> list[tuple[str, Split]]:
+    def splits(self) -> list[tuple[str, encode.Split]]:
         named = [("train", self.train), ("dev", self.dev), *self.tests.items()]
         return [(name, split) for name, split in named if split.num_rows]
 
@@ -60,7 +55,7 @@ class Prepared:
         write_page(folder)
 
 KIND = "kind of ftcore"  # a key that no label has
-KINDS = {kind.__name__: kind for kind in (Prepared, Split, Rejected, Chat)}
+KINDS = {kind.__name__: kind for kind in (Prepared, encode.Split, Rejected, Chat)}
 
 def read_account(folder: Path) -> dict[str, Any]:
     path = folder / FUNNEL
@@ -76,10 +71,10 @@ def rendered(template: str, folder: Path = HERE, /, **values: Any) -> str:
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader([folder, HERE]), **shape)
     return environment.get_template(template).render(**values)
 
-def losses(split: Split) -> list[tuple[str, list[Rejected]]]:
+def losses(split: encode.Split) -> list[tuple[str, list[Rejected]]]:
     return [("left out", split.rejected), ("cut", split.cut)]
 
-def funnel(split: Split) -> list[dict[str, Any]]:
+def funnel(split: encode.Split) -> list[dict[str, Any]]:
     """For each step the rows in and out, what left and why."""
     steps, rows = [], split.num_rows
     for step in STEPS:
@@ -90,7 +85,7 @@ def funnel(split: Split) -> list[dict[str, Any]]:
         steps.append({"step": step, "in": before, "out": rows, "lost": why})
     return steps
 
-def statistics(split: Split, tokenizer: Tokenizer, labels: Names) -> dict[str, Any]:
+def statistics(split: encode.Split, tokenizer: Tokenizer, labels: encode.Names) -> dict[str, Any]:
     documents, lengths_B = split.documents, pack.lengths(split.documents)
     found = {"documents": len(documents), "tokens": int(lengths_B.sum()),
              "lengths": {f"p{p}": round(np.percentile(lengths_B, p)) for p in (5, 50, 95, 99, 100)}}
@@ -112,8 +107,8 @@ def key(config: DataConfig, tokenizer: Tokenizer, seed: int) -> str:
     ends = ("py", "toml", "gz")
     code = sorted(p for folder in CODE for end in ends for p in folder.rglob(f"*.{end}"))
     parts = [(path.name, files.sha256_file(path)) for path in code]
-    named = {*map(str, (*config.train, *config.dev, *config.test))} - {BUILTIN_CHAT}
-    parts += [(name, hashlib.sha256(stored(Path(name))).hexdigest()) for name in sorted(named)]
+    named = {*map(str, (*config.train, *config.dev, *config.test))} - {read.BUILTIN_CHAT}
+    parts += [(name, hashlib.sha256(read.stored(Path(name))).hexdigest()) for name in sorted(named)]
     versions = [platform.python_version(), *map(importlib.metadata.version, LIBRARIES)]
     options = (replace(config, cache=None), tokenizer.digest, seed, versions)
     return hashlib.sha256(repr((parts, options)).encode()).hexdigest()[:32]
@@ -132,7 +127,7 @@ def load(folder: Path) -> Prepared:
 
 def _plain(value: Any) -> dict[str, Any]:
     """What JSON has no form for: a kind of KINDS, and the names and values that make it again."""
-    apart = {"documents": []} if isinstance(value, Split) else {}  # these have files of their own
+    apart = {"documents": []} if isinstance(value, encode.Split) else {}  # these have own files
     return {KIND: type(value).__name__, **vars(value), **apart}
 
 def _made(fields: dict[str, Any]) -> Any:

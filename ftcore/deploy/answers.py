@@ -1,21 +1,37 @@
-"""Answers in text while their tokens come, whole or in events, as OpenAI's API has them.
+"""Answers in text while their tokens come, whole or in events, as OpenAI's API has them; and what
+the log notes of each text, by which monitoring (ftcore/monitor) tells whether requests are still
+like those that the model was made for. A text itself only on demand.
+
+    prompt_tokens, unknown,          of every text; unknown: share of its tokens; where its vector
+    embedding                        points, as `heads.sketched` has it
+    label, confidence, entropy       of a classifier: the highest probability, and nats
+    generation_tokens, reason,       of an answer: why it ended, the mean over its tokens (nats),
+    logprob, repeated                the share of its runs of 4 tokens that it had before
 
 A token may be half a character, and a stop string may begin in one token and end in another: what
 may still become part of either is held back. Bytes that are no UTF-8 become U+FFFD."""
 
 import codecs
 import json
+import re
 import time
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+import numpy as np
 
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.deploy.engine import Finish, Job
 from ftcore.deploy.http import Exchange
-from ftcore.deploy.records import Record, answer_figures
 from kernels.sampling import Token
+
+REFERENCE = "reference.jsonl"  # records of dev rows, in a run and in its bundle
+Record = dict[str, Any]
+PERSONAL = tomllib.loads(Path(__file__).with_name("personal.toml").read_text("utf-8"))
 
 @dataclass(frozen=True)
 class Served:
@@ -146,8 +162,7 @@ class Answers:
 
     def figures(self) -> list[Record]:
         """Of each answer, for the log."""
-        return [answer_figures([t.id for t in each.answer], fmean(t.logprob for t in each.answer),
-                               each.reason) for each in self.choices.values()]
+        return [answer_figures(each.answer, each.reason) for each in self.choices.values()]
 
     def _send(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None = None) -> None:
         event = {**self.head, "choices": choices} | ({"usage": usage} if self.tells_usage else {})
@@ -165,3 +180,32 @@ class Answers:
             return told | {"message": message}
         delta = {} if choice.told else {"role": "assistant", "content": ""}
         return told | {"delta": delta | ({"content": choice.text} if choice.text else {})}
+
+def text_figures(job: Job, tokenizer: Tokenizer) -> Record:
+    unknown, ids = tokenizer.special.get("unk_token"), job.ids
+    share = {"unknown": ids.count(tokenizer.id_of(unknown)) / len(ids)} if unknown else {}
+    return {"prompt_tokens": len(ids), **share, "embedding": job.embedding}
+
+def class_figures(probs_K: np.ndarray, labels: Sequence[str]) -> Record:
+    """Of calibrated probabilities, float64: of one class a row, or of labels by themselves."""
+    return {"label": labels[int(probs_K.argmax())], "confidence": float(probs_K.max()),
+            "entropy": float(-(probs_K * np.log(probs_K.clip(1e-300))).sum())}
+
+def answer_figures(tokens: Sequence[Token], reason: str) -> Record:
+    ids, logprob = [token.id for token in tokens], fmean(token.logprob for token in tokens)
+    runs = [(*ids[i : i + 4],) for i in range(len(ids) - 3)]
+    return {"generation_tokens": len(ids), "reason": reason, "logprob": logprob,
+            "repeated": 1 - len({*runs}) / len(runs) if runs else 0.0}
+
+def probs_of(logits_BK: np.ndarray, problem: str | None) -> np.ndarray:
+    """probs_BK of classes, or of labels by themselves; `problem` is HF's `problem_type`."""
+    if problem == "multi_label_classification":
+        return 1 / (1 + np.exp(-logits_BK))
+    odds_BK = np.exp(logits_BK - logits_BK.max(1, keepdims=True))
+    return odds_BK / odds_BK.sum(1, keepdims=True)
+
+def redacted(text: str) -> str:
+    """A text with names of kinds in place of e-mail addresses and of long numbers."""
+    for kind, pattern in PERSONAL.items():
+        text = re.sub(pattern, f"[{kind}]", text)
+    return text

@@ -14,22 +14,22 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from prometheus_client import generate_latest
 
 from ftcore.config import ServeConfig
-from ftcore.data.chat import encode_prompt
-from ftcore.data.columns import Chat
-from ftcore.data.encode import sides
-from ftcore.deploy.answers import Answers, Served
+from ftcore.data import chat, columns, encode, store
+from ftcore.deploy.answers import Answers, Served, class_figures, probs_of, redacted, text_figures
 from ftcore.deploy.engine import Engine, Finish, Job, QueueFull, Said
 from ftcore.deploy.fields import TABLE, Fields, openapi, shown
 from ftcore.deploy.http import Exchange, Meters, Refused, require
-from ftcore.deploy.records import class_figures, probabilities, prompt_figures, redacted
 from ftcore.errors import DataError
 from ftcore.evaluate.evaluator import spoken
+from kernels.memory import held_bytes
 from kernels.sampling import Sampling, Token
 
 LATE = 30.0  # seconds without a turn of the engine, after which it is not ready
@@ -38,8 +38,10 @@ JsonObject = dict[str, Any]
 class Api:
     """The routes, for `http.Server`; `start` once the event loop runs."""
 
-    def __init__(self, engine: Engine, served: Served, config: ServeConfig, meters: Meters) -> None:
+    def __init__(self, engine: Engine, served: Served, config: ServeConfig, meters: Meters,
+                 journal: Any, watch: Any) -> None:
         self.engine, self.served, self.options = engine, served, config
+        self.journal, self.watch, self.looks = journal, watch, ThreadPoolExecutor(1)
         self.model, self.tokenizer, self.meters = engine.model, served.tokenizer, meters
         self.began, spec, flags = int(time.time()), self.model.spec, vars(config)
         self.context = min(spec.max_positions, engine.cache_tokens)
@@ -58,7 +60,6 @@ class Api:
             for job, word in said:
                 job.listener((job, word))
 
-        self.meters.tell_of(self.engine, self.served.fingerprint)
         loop = asyncio.get_running_loop()
         loop.set_default_executor(ThreadPoolExecutor(2))  # reads bodies and texts
         self.engine.start(partial(loop.call_soon_threadsafe, hand_out))
@@ -167,17 +168,17 @@ class Api:
             self._require_plain(turn["content"], f"messages[{place}].content")
         try:
             if self.model.task == "lm":
-                return encode_prompt(turns, self.tokenizer).tolist()
+                return chat.encode_prompt(turns, self.tokenizer).tolist()
             is_answered = turns[-1]["role"] == "assistant" and turns[-1]["content"].strip()
             require(is_answered, "messages", "must end with a text of the assistant's")
-            (read,) = sides([Chat("", (*turns,))], self.tokenizer).documents
+            (read,) = encode.sides([columns.Chat("", (*turns,))], self.tokenizer).documents
         except DataError as error:
             raise Refused("invalid_value", "messages", said=error) from None
         return read.tokens_T.tolist()
 
     def _note(self, x: Exchange, jobs: Sequence[Job], given: Sequence[Any]) -> None:
         """For the log figures of each text, and the text itself where that is asked for."""
-        x.told["rows"] = [prompt_figures(job.ids, self.tokenizer) for job in jobs]
+        x.told["rows"] = [text_figures(job, self.tokenizer) for job in jobs]
         for row, text in zip(x.told["rows"], given if self.options.log_texts else (), strict=False):
             if isinstance(text[0], int):
                 text = self.tokenizer.decode(text)
@@ -220,10 +221,10 @@ class Api:
         labels, problem = self.served.labels, self.served.problem
         require(labels and problem != "regression", "model", code="unsupported_task")
         logits_BK = await self._scores(x, fields)
-        calibrated_BK = probabilities(logits_BK / self.served.temperature, problem)
+        calibrated_BK = probs_of(logits_BK / self.served.temperature, problem)
         for row, probs_K in zip(x.told["rows"], calibrated_BK, strict=True):
             row |= class_figures(probs_K, labels)
-        probs_BK = calibrated_BK if fields["calibrated"] else probabilities(logits_BK, problem)
+        probs_BK = calibrated_BK if fields["calibrated"] else probs_of(logits_BK, problem)
         return self._listed(x, "classification", [
             {"label": labels[int(np.argmax(probs))], "probs": probs, "num_classes": len(labels)}
             for probs in probs_BK.tolist()])
@@ -262,8 +263,21 @@ class Api:
     async def openapi(self, x: Exchange, fields: JsonObject) -> JsonObject:
         return openapi(self.numbers)
 
+    async def monitored(self, x: Exchange, fields: JsonObject) -> JsonObject:
+        """What monitoring says of the newest requests."""
+        look, loop = partial(self.watch.look, self.journal.records), asyncio.get_running_loop()
+        found = await loop.run_in_executor(self.looks, look)  # the other threads are for texts
+        engine, told = self.engine, [finding._asdict() for finding in found]
+        canaries = {"sha256": engine.canary, "nll": engine.canary_nll, "flips": engine.canary_flips}
+        return {"model": self.served.version, "canaries": canaries, "signals": told,
+                "records": len(self.journal.records), "not_used": {**self.journal.counts}}
+
     async def metrics(self, x: Exchange, fields: JsonObject) -> None:
-        told = generate_latest(self.meters.registry)
+        more = {"told": await self.monitored(x, fields), "served": self.served,
+                "age": time.monotonic() - self.engine.beat, "engine": self.engine,
+                "records": self.journal.records, "bytes": held_bytes(), "build": version("ftcore")}
+        told = await asyncio.to_thread(store.rendered, "metrics.txt", Path(__file__).parent, **more)
+        told = generate_latest(self.meters.registry) + told.encode()
         x.reply(200, told, "text/plain; version=0.0.4; charset=utf-8")
 
     async def live(self, x: Exchange, fields: JsonObject) -> JsonObject:

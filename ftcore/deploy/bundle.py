@@ -1,14 +1,5 @@
-"""A run as one folder that can be given away: HF's layout, its own test, a hash of every file.
-
-    config.json, *.safetensors      the model: an adapter merged into it, or its base alone
-    adapter/                        that adapter in peft's format, where it is kept apart
-    tokenizer files                 with the chat template
-    generation_config.json          of a language model: greedy, and the ids that end an answer
-    bundle.json                     what HF has no word for: task, precision, calibration; and the
-                                    golden test: some texts, their ids, and what the model says
-    certificate.json                of an adapter: what merging changes (evaluate/suite.py)
-    reference.jsonl                 what its requests should be like (monitor/journal.py)
-    README.md, manifest.json        the model card; SHA-256 of each of these, written last"""
+"""A run as one folder that can be given away (README.md, "Folders"): HF's layout, its own test, a
+hash of every file."""
 
 import json
 import shutil
@@ -22,19 +13,15 @@ import torch
 from ftcore import files
 from ftcore.align.preference import TASKS
 from ftcore.cli import parse
-from ftcore.data.chat import encode_prompt
-from ftcore.data.pack import Encoded
-from ftcore.data.store import rendered
+from ftcore.data import chat, pack, store
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.deploy.records import REFERENCE
+from ftcore.deploy.answers import REFERENCE
 from ftcore.env.compute import PRECISIONS
 from ftcore.errors import CheckpointError, ConfigError, ModelError
-from ftcore.evaluate.evaluator import all_logits
-from ftcore.evaluate.report import read_run
+from ftcore.evaluate import evaluator, report
 from ftcore.model.heads import Model
 from ftcore.model.load import LoadedModel, read_object, save_model
-from ftcore.tune import lora
-from ftcore.tune.adapter import ADAPTER, load_artifact, load_base
+from ftcore.tune import adapter, lora
 
 ABOUT, CERTIFICATE, CARD = "bundle.json", "certificate.json", "README.md"
 FORMS = "bundle RUN DIR [--keep-adapter], merge RUN DIR or push DIR OWNER/NAME; DIR is new, or made"
@@ -57,9 +44,9 @@ def bundle(run: Path, folder: Path, *, keep_adapter: bool = False, is_alone: boo
     takes its place; `is_alone`: of the model, without what is said of it. Raises ConfigError: the
     folder is not empty, or the run has no adapter to keep; ModelError: the run has not finished, or
     that failed; CheckpointError: it cannot be written."""
-    told, (task, config, *_) = read_run(run), parse(["--resume", str(run)])
+    told, (task, config, *_) = report.read_run(run), parse(["--resume", str(run)])
     dtype, products = PRECISIONS[config.env.precision]
-    trained = load_artifact(run, kind=TASKS[task], dtype=dtype)
+    trained = adapter.load_artifact(run, kind=TASKS[task], dtype=dtype)
     model, tokenizer = trained.model, Tokenizer.load(trained.folder)
     model.compute_in(products)
     if not told["eval"]:
@@ -71,10 +58,10 @@ def bundle(run: Path, folder: Path, *, keep_adapter: bool = False, is_alone: boo
     about = {"task": task, "problem": config.problem, "precision": config.env.precision,
              "temperature": temperature_of(told["metrics"]),
              "golden": _golden(model, tokenizer, task, TEXTS)}
-    card = rendered("card.md", Path(__file__).parent, **told, name=folder.name, head=model.task)
+    card = store.rendered("card.md", Path(__file__).parent, **told, name=folder.name, model=model)
     with files.write_folder(folder.absolute()) as temp:
         if keep_adapter:
-            shutil.copytree(run / ADAPTER, temp / ADAPTER)
+            shutil.copytree(run / adapter.ADAPTER, temp / adapter.ADAPTER)
             lora.unwrap(model)  # so that its base is what is saved
         lora.fold(model)
         save_model(trained, temp, problem=config.problem)
@@ -104,7 +91,7 @@ def open_bundle(folder: Path, *, is_whole: bool = True) -> tuple[LoadedModel, To
     about = read_object(folder / ABOUT, advice=". Make one: python serve.py bundle RUN DIR")
     dtype, products = PRECISIONS[about["precision"]]
     task = TASKS[about["task"]].model_task
-    loaded = load_base(str(folder), keeps_last=True, task=task, dtype=dtype)
+    loaded = adapter.load_base(str(folder), keeps_last=True, task=task, dtype=dtype)
     model, tokenizer = loaded.model, Tokenizer.load(folder)
     model.eval().compute_in(products)
     try_golden(model, tokenizer, about)
@@ -159,10 +146,10 @@ def _golden(model: Model, tokenizer: Tokenizer, task: str, texts: Iterable[str])
     is_chat = model.task == "lm" and task != "pretrain" and tokenizer.chat_template
     documents = []
     for text in texts:
-        ids_T = (encode_prompt([{"role": "user", "content": text}], tokenizer) if is_chat
+        ids_T = (chat.encode_prompt([{"role": "user", "content": text}], tokenizer) if is_chat
                  else tokenizer.encode(text).ids_T)
-        documents.append(Encoded(text, ids_T, ids_T, np.ones(len(ids_T), np.float32)))
-    says_MK, counts = all_logits(model, documents, 8192).double(), 1
+        documents.append(pack.Encoded(text, ids_T, ids_T, np.ones(len(ids_T), np.float32)))
+    says_MK, counts = evaluator.all_logits(model, documents, 8192).double(), 1
     if model.task != "classify":
         says_MK, counts = says_MK.log_softmax(-1).amax(-1), [*map(len, documents)]
     return [{"text": text, "ids": document.tokens_T.tolist(), "says": part.flatten().tolist()}

@@ -18,16 +18,16 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from hashlib import sha256
 from queue import Full as QueueFull
+from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from ftcore.errors import ModelError
-from ftcore.model.generate import advanced
-from ftcore.model.heads import Model
-from ftcore.model.transformer import pack_linears
+from ftcore.model import generate, heads, transformer
 from kernels.attention_cache import Cache
 from kernels.attention_prefix import Prefixes
 from kernels.docs import Docs, rounded
@@ -36,6 +36,7 @@ from kernels.sampling import Draft, Sampling, Token, next_tokens, with_logprobs
 
 MOST_FAILURES = 3  # steps in a row that nothing gets through
 READ_ROWS = 64  # of a prompt whose logits exist at once
+CANARIES, HOUR = (4, 50), 3600.0  # prompts and their tokens; seconds
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ class Job:
     read: Sequence[Token] = ()  # the prompt with log-probabilities, but for its first token
     chance_T: np.ndarray | None = None  # a number for each place of the answer
     owner: object = None  # who alone shares what it leaves for later prompts; told by its repr
+    embedding: str = ""  # where its vector points: `sketched`
     cached: int = 0  # tokens of the prompt that were known
     row: int = 0  # of the cache
     done: int = 0  # tokens there
@@ -74,7 +76,7 @@ Said = list[tuple[Job, Token | Finish]]
 @dataclass(eq=False)
 class Engine:
     """Answers jobs in a thread of its own; other threads submit, cancel, and read its figures."""
-    model: Model
+    model: heads.Model
     max_sequences: int = 64  # that decode at once
     prefill_tokens: int = 512  # of prompts in a step; fewer keep the gaps between tokens short
     cache_tokens: int = 65536  # slots of the cache, rows times the longest
@@ -83,7 +85,7 @@ class Engine:
     threads: int | None = None  # of torch, in the engine's thread; None: as in the one that starts
 
     def __post_init__(self) -> None:
-        pack_linears(self.model.eval())
+        transformer.pack_linears(self.model.eval())
         self.cache = Cache(self.model.spec.num_layers, self.model.device)
         if self.model.trunk.routes is not None:
             self.cache.replays = None  # a graph would keep the routes of its first pass
@@ -92,7 +94,8 @@ class Engine:
         self.prefixes, self.prefix_asked, self.prefix_found = Prefixes(self.prefix_tokens), 0, 0
         self.num_steps = self.errors = self.failures = 0
         self.step_seconds, self.beat, self.is_stopping = 0.0, time.monotonic(), False
-        self.news = threading.Event()
+        self.news, self.canary = threading.Event(), ""
+        self.canary_at, self.canary_nll, self.canary_flips = 0.0, None, 0
 
     @property
     def cache_used(self) -> float:
@@ -143,6 +146,8 @@ class Engine:
         while not is_last:
             self.news.clear()
             self.beat, is_last = time.monotonic(), self.is_stopping
+            with self._spared("the canaries were not asked"):
+                self._ask_canaries()
             left, finish = (*self.running, *self.waiting), Finish("error", "shutting_down")
             said = [(job, finish) for job in left] if is_last else self.turn()
             with self._spared("what the engine said was not taken"):
@@ -159,6 +164,21 @@ class Engine:
         except Exception:
             self.errors += 1
             logger.exception(failed)
+
+    def _ask_canaries(self) -> None:
+        """Once an hour: prompts whose answers keep all bits, unless weights change in memory."""
+        if time.monotonic() < self.canary_at:
+            return
+        self.canary_at = time.monotonic() + HOUR
+        ids = np.random.default_rng(0).integers(self.model.spec.vocab_size, size=CANARIES)
+        num_top = 1 if self.model.task == "lm" else None  # greedily, at each place
+        jobs = [Job(prompt, None, num_top=num_top) for prompt in ids.tolist()]
+        self._score(jobs, [])
+        now = sha256(repr([(job.scores, job.read) for job in jobs]).encode()).hexdigest()
+        self.canary = self.canary or now
+        self.canary_flips += now != self.canary
+        told = [t.logprob for job in jobs for t in job.read[1:] if math.isfinite(t.logprob)]
+        self.canary_nll = -fmean(told) if told else None
 
     def turn(self) -> Said:
         """What the head of this file says."""
@@ -249,18 +269,21 @@ class Engine:
         inputs = tokens_N, docs.positions_N(), torch.zeros_like(tokens_N), docs
         self._route(jobs, docs.lengths)
         if model.task == "classify":
-            scores_BK = model.head(model.trunk(*inputs, rows_M=model.head.rows(docs)), docs)
+            h_MC = model.trunk(*inputs, rows_M=model.head.rows(docs))
+            x_BC = model.head.features(h_MC, docs)
+            scores_BK = model.head.last(x_BC)
         elif model.spec.is_causal and all(job.num_top is None for job in jobs):
-            scores_BK = model.trunk(*inputs, rows_M=docs.last_B())
+            x_BC = scores_BK = model.trunk(*inputs, rows_M=docs.last_B())
         else:
             parts = model.trunk(*inputs).split(docs.lengths)
             for job, h_TC in zip(jobs, parts, strict=True):
                 job.read = () if job.num_top is None else self._read(job, h_TC)
-            scores_BK = torch.stack([h_TC[-1] if model.spec.is_causal else h_TC.mean(0)
-                                     for h_TC in parts])
-        for job, scores in zip(jobs, scores_BK.float().tolist(), strict=True):
-            told = *scores, *(token.logprob for token in job.read[1:])
-            job.scores, is_finite = scores, all(map(math.isfinite, told))
+            x_BC = scores_BK = torch.stack([h_TC[-1] if model.spec.is_causal else h_TC.mean(0)
+                                            for h_TC in parts])
+        told_of_each = scores_BK.float().tolist(), heads.sketched(x_BC)
+        for job, job.scores, job.embedding in zip(jobs, *told_of_each, strict=True):
+            told = *job.scores, *(token.logprob for token in job.read[1:])
+            is_finite = all(map(math.isfinite, told))
             end = Finish("stop") if is_finite else Finish("error", "non_finite_logits")
             said.append((job, end))
 
@@ -279,7 +302,7 @@ class Engine:
         drawing = [job for job in jobs if job.done + job.take >= len(job.ids)]
         try:
             self._route(jobs, [job.take for job in jobs])
-            h_BC = advanced(self.model, self.cache, [job.row for job in jobs], parts)
+            h_BC = generate.advanced(self.model, self.cache, [job.row for job in jobs], parts)
             if len(drawing) < len(jobs):
                 h_BC = h_BC[[b for b, job in enumerate(jobs) if job in drawing]]
             drafts = [Draft(job.sampling, job.ids, job.answer, job.chance_T) for job in drawing]
@@ -289,6 +312,9 @@ class Engine:
             for job in jobs:
                 self.cache.lengths[job.row] = job.done
             raise
+        if new := [b for b, job in enumerate(drawing) if not job.answer]:
+            for b, told in zip(new, heads.sketched(h_BC[new]), strict=True):
+                drawing[b].embedding = told
         for job in jobs:
             job.done += job.take
         for job, token in zip(drawing, tokens, strict=True):

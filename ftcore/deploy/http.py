@@ -5,8 +5,7 @@
 
 A head is refused where readers differ about it: bare line ends, folded lines, a transfer encoding,
 one of ONCE twice. What comes behind the body is never read as a request. The coroutine is ended,
-which frees what it holds, once the client leaves, reads too slowly or time is over. The log has a
-line a request, with no text of it unless that is asked for; full, it goes on in a new file."""
+which frees what it holds, once the client leaves, reads too slowly or time is over."""
 
 import asyncio
 import hashlib
@@ -21,20 +20,16 @@ import sys
 import time
 import tomllib
 import traceback
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from http import HTTPStatus
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import h11
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from ftcore.config import ServeConfig
-from ftcore.deploy.engine import Engine
-from kernels.memory import held_bytes
 
 MAX_HEAD, MAX_FIELDS, BACKLOG = 16 * 1024, 64, 1024  # bytes, fields, waiting connections
 TICK, LINGER = 0.25, 1.0  # seconds
@@ -106,8 +101,7 @@ class Exchange:
         self.writer.transport.abort()
 
 class Meters(dict):
-    """What /metrics tells, by name (meters.toml), in a `registry` with what the engine tells."""
-    __hash__ = object.__hash__  # the registry asks for it
+    """What is counted of requests, by name (meters.toml), in a `registry`."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -117,23 +111,6 @@ class Meters(dict):
             self[name] = Histogram(name, text, buckets=buckets, **own)
         for kind, table in ((Counter, METERS["counters"]), (Gauge, METERS["gauges"])):
             self.update({name: kind(name, *told, **own) for name, told in table.items()})
-        self["process_resident_bytes"].set_function(held_bytes)
-        beat = self["engine_heartbeat_age_seconds"]
-        beat.set_function(lambda: time.monotonic() - self.engine.beat)
-        self.registry.register(self)
-
-    def tell_of(self, engine: Engine, model_hash: str) -> None:
-        """From now on, and no more of another."""
-        self.engine = engine
-        self["build_info"].clear()
-        self["build_info"].labels(version("ftcore"), model_hash).set(1)
-
-    def collect(self) -> Iterator[Metric]:
-        """What the engine knows; the registry asks."""
-        for attribute, (name, text) in METERS["engine"].items():
-            kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
-            told = getattr(self.engine, attribute)
-            yield kind(f"ft_{name}", text, value=len(told) if hasattr(told, "__len__") else told)
 
 Handler = Callable[[Exchange], Awaitable[bytes | None]]  # returns JSON, or None: it has answered
 
@@ -217,6 +194,7 @@ class Server:
                 os.close(full)
             size = os.write(self.log, line)
         self.meters["lines_lost"].inc(size < len(line))
+        self.api.journal.take(line)
 
     async def _received(self, x: Exchange) -> Handler:
         """The route that a request asks for, once all of it is there and allowed."""

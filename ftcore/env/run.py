@@ -1,7 +1,5 @@
 """The run folder: one writer, what it ran on, its metrics under one set of names; how a run stops.
 
-    runs/NAME/  lock  run.json  metrics.jsonl  tensorboard/  (and what the other stages add)
-
 `metrics.jsonl` holds one object a line, {"step": 10, "train/loss": 2.5}, without a time stamp:
 equal runs have equal lines, perf/ aside; null is not finite. TensorBoard carries the same names."""
 

@@ -1,1 +1,1 @@
-"""Stage 5, evaluation: metrics -> evaluator -> report -> suite."""
+"""Stage 5, evaluation: metrics -> evaluator -> report."""

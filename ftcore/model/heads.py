@@ -1,7 +1,8 @@
 """The heads: logits, in the compute dtype, or a `loss` that does without them as a whole."""
 
+from base64 import b64encode
 from collections.abc import Iterable
-from functools import partial
+from functools import cache, partial
 from typing import Literal
 
 import torch
@@ -16,6 +17,7 @@ from kernels.softcap import capped
 
 ModelTask = Literal["lm", "mlm", "classify", "trunk"]
 EMBEDDING, HEAD = "trunk.embed_tokens.weight", "head.lm_head.weight"
+SKETCH = 64
 POOLERS = {"tanh": torch.tanh, "relu": torch.relu, "transform": nn.functional.gelu}
 
 class Head(nn.Module):
@@ -109,3 +111,14 @@ class Model(nn.Module):
         """The dtype of every matrix product and of attention from now on: autocast, written out.
         The stream between them, norms and losses stay in that of the weights; None: all does."""
         self.apply(lambda module: setattr(module, "compute", dtype))
+
+@cache
+def directions(width: int) -> Tensor:
+    return torch.randn(width, SKETCH, generator=torch.Generator().manual_seed(0))
+
+def sketched(x_BC: Tensor) -> list[str]:
+    """Where vectors point: SKETCH projections of each, at length 1, on directions drawn once for
+    all, as int8 in base64. Neighbours stay neighbours; guesses of a text can be checked by it."""
+    unit_BC = nn.functional.normalize(x_BC.float().cpu(), dim=1)
+    told_BE = (30 * unit_BC @ directions(x_BC.shape[1])).round().clamp(-127, 127).to(torch.int8)
+    return [b64encode(told_E.tobytes()).decode() for told_E in told_BE.numpy()]

@@ -17,43 +17,41 @@ from ftcore.data.store import rendered
 from ftcore.errors import FtcoreError
 from ftcore.evaluate.report import table
 from ftcore.files import write_file
-from ftcore.monitor import retrain
-from ftcore.monitor.drift import SIGNALS, STATES, Watch, wilson
+from ftcore.monitor import drift, retrain
 from ftcore.monitor.journal import read_journal, read_reference
-from ftcore.monitor.retrain import PLAN, Limits, Line, Look
 
 SECONDS, MOST_WINDOWS = 5.0, 50
 HEAD = ("what", "statistic", "value", "bound", "p", "rows", "state")
 
-def report(run: Path, log: Path, /, look: Look) -> str:
+def report(run: Path, log: Path, /, look: retrain.Look) -> str:
     """What moved, as a table, and a page beside the log: LOG.html."""
     window, reference = checked(look).window, read_reference(run)
     journal = read_journal(log, run.resolve().name)
-    watch, records = Watch(reference, window=window), journal.records
+    watch, records = drift.Watch(reference, window=window), journal.records
     ends = range(len(records), 0, -window)[:MOST_WINDOWS]
     trend = [watch.look(records[:end]) for end in reversed(ends)] or [watch.look([])]
-    rows = [(SIGNALS[f.signal][0], f.statistic, f.value, f.bound, f.p_value, f.size,
-             STATES[f.state]) for f in trend[-1]]
+    rows = [(drift.SIGNALS[f.signal][0], f.statistic, f.value, f.bound, f.p_value, f.size,
+             drift.STATES[f.state]) for f in trend[-1]]
     told = [record["right"] for record in records if "right" in record]
-    low, high = wilson(sum(told), len(told))
+    low, high = drift.wilson(sum(told), len(told))
     said = f"{len(records)} records of {run}; {journal.told() or 'every line could be used'}"
     said += f"\n{len(told)} with feedback: {low:.1%} to {high:.1%} right (95 %)" * bool(told)
-    shown = {"said": said, "signals": SIGNALS, "states": STATES, "reference": reference,
+    shown = {"said": said, "signals": drift.SIGNALS, "states": drift.STATES, "reference": reference,
              "window": records[-window:], "trend": trend}
     page = rendered("monitor.html", Path(__file__).parent, **shown)
     write_file(log.with_name(f"{log.name}.html"), page)
     return f"{table(HEAD, rows)}\n{said}\npage: {log}.html"
 
-def watch(run: Path, log: Path, /, look: Look) -> NoReturn:
+def watch(run: Path, log: Path, /, look: retrain.Look) -> NoReturn:
     """The same, every few seconds."""
     while True:
         print(f"\033[2J\033[H{report(run, log, look)}", flush=True)
         time.sleep(SECONDS)
 
-def planned(run: Path, log: Path, folder: Path, /, limits: Limits) -> Line:
+def planned(run: Path, log: Path, folder: Path, /, limits: retrain.Limits) -> retrain.Line:
     """Wait, go back, or train: then the folder says how. A link that is to go back does."""
     told = retrain.plan(run, log, folder, checked(limits))
-    hint = {"train": f"how: {folder}/{PLAN}", "go back": f"to {told['replaced']}", "wait": ""}
+    hint = {"train": f"how: {folder}/plan.toml", "go back": f"to {told['replaced']}", "wait": ""}
     if (answer := told["answer"]) == "go back" and run.is_symlink():
         hint[answer] = f"to {retrain.rollback(run)}"
     return told | {"answer": f"{answer} {hint[answer]}"}

@@ -9,6 +9,9 @@ categories, P and Q their distribution functions.
     ks           D = max |P - Q|; p = 2 sum_j (-1)^(j-1) exp(-2 j^2 u^2), j = 1 ..., where u =
                  D (e + 0.12 + 0.11 / e) and e^2 = N M / (N + M)
     wasserstein  integral of |P - Q|, in standard deviations of the reference
+    mmd          mean k(x, x') + mean k(y, y') - 2 mean k(x, y) of different vectors of both sides,
+                 k = exp(-|x - y|^2 / their median); p: how often no less, where they are dealt anew
+    auroc        how well a logistic regression, fitted to half of both sides, tells the other apart
     drop         the mean lost: of calibrated confidence the accuracy lost as the model itself sees
                  it, of feedback the `accuracy`
     ece          rise of the calibration error
@@ -17,13 +20,16 @@ categories, P and Q their distribution functions.
 A bound is the larger of the effect size that matters (signals.toml) and of what DRAWS comparisons
 without a shift exceed once in a hundred: both sides drawn from the reference, with replacement.
 
-Sources: Lin 1991, IEEE Trans. Inf. Theory 37, 145-151 (js); Stephens 1970, J. R. Stat. Soc. B 32,
-115-122 (ks); Guillory et al. 2021, arXiv:2107.03315 (drop); Wilson 1927, JASA 22, 209-212."""
+Sources: Lin 1991, IEEE Trans. IT 37, 145-151 (js); Stephens 1970, J. R. Stat. Soc. B 32, 115-122
+(ks); Gretton et al. 2012, JMLR 13, 723-773 (mmd); Lopez-Paz and Oquab 2017, arXiv:1610.06545
+(auroc); Guillory et al. 2021, arXiv:2107.03315 (drop); Wilson 1927, JASA 22, 209-212."""
 
 import math
+import re
 import tomllib
+from base64 import b64decode
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from statistics import NormalDist
 from typing import NamedTuple
@@ -31,12 +37,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ftcore.deploy.records import Record
-from ftcore.evaluate.metrics import calibration_error
+from ftcore.deploy.answers import Record
+from ftcore.evaluate.metrics import calibration_error, ranking
+from ftcore.model.heads import SKETCH
 
 Array = np.ndarray
 SIGNALS = tomllib.loads(Path(__file__).with_name("signals.toml").read_text("utf-8"))
-ALPHA, DRAWS = 0.01, 500
+ALPHA, DRAWS, RECENT = 0.01, 500, 10  # RECENT: windows; older ones have no say but feedback
+VECTOR, VECTORS = re.compile("[A-Za-z0-9+/]{86}=="), 2000  # what `sketched` makes; of a side
 FEEDBACK, LABELLED = "right", 100  # records whose feedback came: a window of them, at least
 
 def deciles(reference_N: Array) -> Array:
@@ -76,6 +84,38 @@ def wasserstein(reference_N: Array, window_M: Array) -> float:
     x_B, gap_B = _gaps(reference_N, window_M)
     return float(gap_B[:-1] @ np.diff(x_B)) / float(reference_N.std() or x_B.std() or 1)
 
+def mmd(reference_NE: Array, window_ME: Array, deals: int = 0) -> tuple[float, float]:
+    """p, by so many deals, is 1 without any."""
+    (z_BE, is_y_B), random = _both(reference_NE, window_ME, most=VECTORS), np.random.default_rng(0)
+    y_PB = np.array([is_y_B, *(random.permutation(is_y_B) for _ in range(deals))], np.float32)
+    told_P = mmd_of(z_BE, 1 - y_PB, y_PB)
+    return float(told_P[0]), float((told_P >= told_P[0]).mean())
+
+def mmd_of(z_BE: Array, x_PB: Array, y_PB: Array) -> Array:
+    """mmd_P of sides that hold these rows so often: for many the kernel is made once."""
+    apart_BB = torch.cdist(*2 * [torch.from_numpy(z_BE)]).square().numpy()
+    k_BB = np.exp(-apart_BB / (np.median(apart_BB[::9]) or 1))  # cost: of every ninth row
+    N, M, near_PB, theirs_PB = x_PB[0].sum(), y_PB[0].sum(), x_PB @ k_BB, y_PB @ k_BB
+    within_P = ((near_PB * x_PB).sum(1) - N) / (N * N - N)
+    within_P += ((theirs_PB * y_PB).sum(1) - M) / (M * M - M)
+    return within_P - 2 * (near_PB * y_PB).sum(1) / (N * M)
+
+def auroc(reference_NE: Array, window_ME: Array) -> float:
+    z_BE, is_y_B = _both(reference_NE, window_ME, most=VECTORS // 4)
+    z_BE = np.insert((z_BE - z_BE.mean(0)) / (z_BE.std(0) + 1e-9), 0, 1, 1)
+    fitted_BE, weights_E, ridge_EE = z_BE[::2], 0 * z_BE[0], np.eye(z_BE.shape[1])
+    for _ in range(6):  # Newton's steps; numerics: the ridge keeps weights finite
+        p_B = 1 / (1 + np.exp(-fitted_BE @ weights_E))
+        slope_E = fitted_BE.T @ (p_B - is_y_B[::2]) + weights_E
+        curve_EE = (fitted_BE.T * (p_B - p_B**2)) @ fitted_BE + ridge_EE
+        weights_E = weights_E - np.linalg.solve(curve_EE, slope_E).astype(np.float32)
+    return ranking(is_y_B[1::2], z_BE[1::2] @ weights_E)["auroc"]
+
+def _both(*sides: Array, most: int) -> tuple[Array, Array]:
+    """z_BE of both sides, so many of each at most, evenly taken; which are of the window."""
+    some = [x_E[np.linspace(0, len(x_E) - 1, min(len(x_E), most)).astype(int)] for x_E in sides]
+    return np.concatenate(some, dtype=np.float32), np.repeat([False, True], [*map(len, some)])
+
 def drop(reference_N: Array, window_M: Array) -> float:
     return float(reference_N.mean() - window_M.mean())
 
@@ -98,9 +138,10 @@ def _gaps(reference_N: Array, window_M: Array) -> tuple[Array, Array]:
 
 STATISTICS: dict[str, Callable[[Array, Array], float]] = {
     "psi": psi, "js": js, "ks": lambda *sides: ks(*sides)[0], "wasserstein": wasserstein,
+    "mmd": lambda *sides: mmd(*sides)[0], "auroc": auroc,
     "drop": drop, "accuracy": drop,  # `ece`: of confidences, each with whether it was right
     "ece": lambda one_N2, two_M2: calibration_error(*two_M2.T) - calibration_error(*one_N2.T)}
-P_VALUES = {"js": chi2, "ks": ks}  # for people; what alarms are the bounds
+P_VALUES = {"js": chi2, "ks": ks, "mmd": partial(mmd, deals=100)}  # for people; bounds alarm
 STATES = {None: "insufficient data", 0: "as the reference", 1: "moved", 2: "moved, twice in a row"}
 
 class Finding(NamedTuple):
@@ -109,8 +150,8 @@ class Finding(NamedTuple):
     signal: str
     statistic: str
     size: int
-    value: float = math.nan
-    bound: float = math.nan
+    value: float | None = None
+    bound: float | None = None
     state: int | None = None
     p_value: float | None = None
 
@@ -126,8 +167,8 @@ class Watch:
         rarer: a window of it is half of what two windows hold, in hundreds, one at least."""
         found = []
         for signal, reference in self.reference.items():
-            _, fields, effects = SIGNALS[signal]
-            values, size = _values(signal, records), self.window
+            (_, fields, effects), size = SIGNALS[signal], self.window
+            values = _values(signal, records[0 if FEEDBACK in fields else -RECENT * size :])
             if FEEDBACK in fields:
                 told = len(_values(signal, records[-2 * size :]))
                 size = max(LABELLED, min(size, told // 2 // LABELLED * LABELLED))
@@ -153,16 +194,24 @@ class Watch:
         random, told = np.random.default_rng((self.seed, size)), []
         for _ in range(DRAWS):
             sides = [values[random.integers(len(values), size=n)] for n in (len(values), size)]
-            told.append([STATISTICS[name](*sides) for name in effects])
+            told.append([STATISTICS[name](*sides) for name in effects if name != "mmd"])
+        if "mmd" in effects:  # cost: all draws at once
+            (rows_BE, _), sizes = _both(values, values[:0], most=VECTORS), (len(values), size)
+            x_PB, y_PB = (random.multinomial(min(n, VECTORS), [1 / len(rows_BE)] * len(rows_BE),
+                                             DRAWS).astype(np.float32) for n in sizes)
+            told = np.c_[mmd_of(rows_BE, x_PB, y_PB), told]  # the first of its signal
         drawn_S = np.quantile(told, 1 - ALPHA, axis=0, method="higher")
         return np.maximum(list(effects.values()), drawn_S)
 
 def _values(signal: str, records: Sequence[Record]) -> Array:
-    """The fields of each record that has them all: a number, or a row of them; for `js` a text."""
+    """The fields of records that have all: numbers; for `js` texts; for `mmd` vectors, but once."""
     _, fields, effects = SIGNALS[signal]
     said = [[record.get(field) for record in records] for field in fields]
     if "js" in effects:
         return np.array([value for value in said[0] if isinstance(value, str)])
+    if "mmd" in effects:
+        told = [x for x in dict.fromkeys(map(str, said[0])) if VECTOR.fullmatch(x)]
+        return np.frombuffer(b"".join(map(b64decode, told)), np.int8).reshape(-1, SKETCH)
     x_FB = np.array([[value if isinstance(value, int | float) else math.nan for value in column]
                      for column in said], float)
     x_BF = x_FB.T[np.isfinite(x_FB).all(0)]

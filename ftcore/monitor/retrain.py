@@ -1,15 +1,5 @@
-"""What to do about requests that moved: wait, go back, or train again; and which model answers.
-
-    DIR/plan.toml       why, with numbers; which rows; the commands that train, judge the new model
-                        beside the old, and serve it; what it costs; how to go back
-        config.toml     the run's own, with the new rows among its files
-        new.jsonl       the rows that feedback was given of, but for those to judge by first:
-        recent.jsonl    one in five of the newest, for both models; what is alike is on one side
-        unseen.jsonl    those of them of classes that the old one has not, for the new alone
-        verdict.json    of what the commands made: pass or fail, why, and the figures that say so
-    LINK                the model that answers: a symbolic link, which a server of it follows; it
-                        alone says so, and changes in one step: whatever is killed, there is one
-    LINK.jsonl          what it named and names, each line with the SHA-256 of the one before"""
+"""What to do about requests that moved: wait, go back, or train again, by a plan in a folder; and
+which model answers, that a link names (README.md, "Folders")."""
 
 import hashlib
 import json
@@ -27,12 +17,10 @@ from typing import Any
 from ftcore import files
 from ftcore.cli import CONFIG_FILE, Command, as_flags, parse, read_toml, resolved, to_toml
 from ftcore.config import Count, NotNegative, Section
-from ftcore.data import store
-from ftcore.data.prepare import clusters
+from ftcore.data import prepare, store
 from ftcore.env.run import locked
 from ftcore.errors import CheckpointError, ConfigError, DataError, TrainingError
-from ftcore.evaluate.metrics import mcnemar
-from ftcore.evaluate.report import read_run
+from ftcore.evaluate import metrics, report
 from ftcore.model.load import read_object
 from ftcore.monitor.drift import LABELLED, Watch
 from ftcore.monitor.journal import read_journal, read_reference
@@ -99,7 +87,7 @@ def plan(run: Path, log: Path, folder: Path, limits: Limits) -> Line:
                for row in map(json.loads, Path(name).read_bytes().splitlines())}
     rows = [row for row in read_journal(log).records
             if {"wanted", "input"} <= row.keys() and row["id"] not in learned]
-    start = datetime.fromisoformat(read_run(run)["run"]["starts"][-1]["time"]).timestamp()
+    start = datetime.fromisoformat(report.read_run(run)["run"]["starts"][-1]["time"]).timestamp()
     inputs = found | {"known": {each["signal"]: each["value"] for each in before if each["state"]},
                       "requests": len(records), "counts": {**journal.counts},
                       "labelled": len(rows), "hours": (time.time() - start) / 3600}
@@ -125,9 +113,9 @@ def _write(run: Path, folder: Path, command: Command, told: Line, rows: Sequence
            recent: set[str]) -> None:
     if folder.exists():
         raise ConfigError(f"{folder} is there already: name another folder for the plan")
-    data, was, sides = command.config.data, read_run(run), ([], [], [])
+    data, was, sides = command.config.data, report.read_run(run), ([], [], [])
     known = {*was["labels"]} or {row["wanted"] for row in rows}
-    roots = clusters([json.dumps(row["input"]) for row in rows])
+    roots = prepare.clusters([json.dumps(row["input"]) for row in rows])
     older = {root for root, row in zip(roots, rows, strict=True) if row["id"] not in recent}
     kept = [hashlib.sha256(rows[root]["id"].encode()).digest()[0] % KEPT == 0 and root not in older
             for root in roots]
@@ -154,11 +142,10 @@ def _write(run: Path, folder: Path, command: Command, told: Line, rows: Sequence
             (temp / name).write_text("".join(json.dumps(row) + "\n" for row in side), "utf-8")
 
 def judge(inputs: Line) -> tuple[str, list[str]]:
-    """pass or fail, and why. Of `gains`, recent rows and those of classes that the old model cannot
-    name, more must be gained than lost, and so unevenly that McNemar's test has less than DOUBT;
-    of each file of `kept` rows no more than MOST_LOST may be lost."""
+    """pass or fail, and why. Of `gains`, recent rows and those of new classes, more must be gained
+    than lost, McNemar's test below DOUBT; of each file of `kept` rows MOST_LOST may be lost."""
     gained, lost = (sum(each[key] for each in inputs["gains"]) for key in ("gained", "lost"))
-    is_better = gained > lost and mcnemar(gained, lost) < DOUBT
+    is_better = gained > lost and metrics.mcnemar(gained, lost) < DOUBT
     is_kept = all(round(each["difference"], 9) >= -MOST_LOST for each in inputs["kept"])
     return ("pass" if is_better and is_kept else "fail",
             ["{what}: {gained} of {rows} rows gained, {lost} lost".format(**each)

@@ -1,13 +1,5 @@
-"""What a finished run leaves for others: an HF model folder, or an adapter in the peft package's
-format: peft and vLLM load ours, and we what peft saves.
-
-    RUN/model/          config.json, model.safetensors, tokenizer files     full and partial
-    RUN/labels.json     class names, for classifiers
-    RUN/adapter/        LoRA; base model and tokenizer stay where they were
-      adapter_config.json        what is wrapped and how
-      adapter_model.safetensors  base_model.model.<HF module>.lora_A.weight (R, C), .lora_B.weight
-                                 (O, R); fully trained modules as base_model.model.<HF parameter>
-      ftcore_adapter.json        hash of the base that the adapter was trained on; peft ignores it
+"""What a finished run leaves for others (README.md, "Folders"): an HF model folder, or an adapter
+in the peft package's format: peft and vLLM load ours, and we what peft saves.
 
 Of modules that HF keeps as one and we keep apart, each of k parts has factors of its own. HF's has
 
@@ -37,9 +29,7 @@ from ftcore.hub import lineage
 from ftcore.model import load
 from ftcore.model.families import Family
 from ftcore.model.heads import EMBEDDING, HEAD, Model
-from ftcore.model.load import LoadedModel, load_model, read_object, save_model
-from ftcore.tune import lora
-from ftcore.tune.freeze import tensor_sha256
+from ftcore.tune import freeze, lora
 from ftcore.tune.task import TaskKind
 
 MODEL, ADAPTER, LABELS = "model", "adapter", "labels.json"
@@ -51,7 +41,7 @@ KNOWN_VALUES = PEFT["known"] | dict.fromkeys(PEFT["off"], [None, False, {}, []])
 
 def base_sha256(model: nn.Module, *, without: Collection[str] = ()) -> str:
     """Hash of the base, rounded to bf16, but for modules that the adapter brings; merged or not."""
-    lines = [f"{name}.{attribute} {tensor_sha256(param.bfloat16())}\n"
+    lines = [f"{name}.{attribute} {freeze.tensor_sha256(param.bfloat16())}\n"
              for name, module in lora.plain_modules(model).items() if name not in without
              for attribute, param in module.named_parameters(recurse=False)]
     return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
@@ -109,8 +99,8 @@ def load_adapter(model: Model, folder: Path, *, family: Family) -> None:
     or as `refuse_misfits`; CheckpointError: as `verify_folder`; ConfigError: as `apply_lora`."""
     if (folder / files.MANIFEST).is_file():
         files.verify_folder(folder)
-    options = read_object(folder / CONFIG, advice=". A finished LoRA run, or peft's folder, has it")
-    origin = read_object(folder / ORIGIN) if (folder / ORIGIN).is_file() else {}
+    options = load.read_object(folder / CONFIG, advice=". A finished LoRA run, or peft, has it")
+    origin = load.read_object(folder / ORIGIN) if (folder / ORIGIN).is_file() else {}
     options |= {"rank_pattern": {}, "alpha_pattern": {}} if origin else {}  # those that we write
     tensors = dict(load.mapped(held := load.stored_tensors(folder, WEIGHTS), held))
     layers, extra = _held_or_listed(model, family, options, tensors)
@@ -184,7 +174,7 @@ def _lora_config(path: Path, options: dict, layers: Parts, extra: Parts) -> Peft
     return PeftConfig(method="lora", rank=rank, alpha=alpha, dropout=dropout, targets=targets,
                       rs_lora=bool(options.get("use_rslora")), extra_modules=modules)
 
-def save_artifact(loaded: LoadedModel, tokenizer: Tokenizer, run: Path, config: Run) -> Path:
+def save_artifact(loaded: load.LoadedModel, tokenizer: Tokenizer, run: Path, config: Run) -> Path:
     """Write the trained model of a run; returns its folder."""
     if loaded.labels:
         files.write_file(run / LABELS, json.dumps(loaded.labels, ensure_ascii=False) + "\n")
@@ -192,15 +182,15 @@ def save_artifact(loaded: LoadedModel, tokenizer: Tokenizer, run: Path, config: 
         save_adapter(loaded.model, run / ADAPTER, family=loaded.family, base_path=config.model.path)
         return run / ADAPTER
     with files.write_folder(run / MODEL) as folder:
-        save_model(loaded, folder, problem=config.problem)
+        load.save_model(loaded, folder, problem=config.problem)
         tokenizer.save(folder)
     return run / MODEL
 
-def load_base(path: str, *, keeps_last: bool = False, **how: Any) -> LoadedModel:
+def load_base(path: str, *, keeps_last: bool = False, **how: Any) -> load.LoadedModel:
     """What `model.path` names, as `load_model` reads it; of adapters, with each folded into the
     matrices under it, or the last left on them. Raises ModelError: as these and `hub.lineage`."""
     folder, adapters = lineage(path)
-    loaded = load_model(folder, **how)
+    loaded = load.load_model(folder, **how)
     for adapter in adapters:
         lora.fold(loaded.model)
         load_adapter(loaded.model, adapter, family=loaded.family)
@@ -208,7 +198,7 @@ def load_base(path: str, *, keeps_last: bool = False, **how: Any) -> LoadedModel
         lora.fold(loaded.model)
     return loaded
 
-def load_artifact(run: Path, *, kind: TaskKind, dtype: torch.dtype) -> LoadedModel:
+def load_artifact(run: Path, *, kind: TaskKind, dtype: torch.dtype) -> load.LoadedModel:
     """The trained model of a finished run, an adapter of it apart from its base. Raises ModelError:
     the run has left neither, or its files are damaged."""
     if not ((run / MODEL).is_dir() or (run / ADAPTER).is_dir()):
@@ -223,7 +213,7 @@ def fingerprint(*hashes: str) -> str:
     """Of what answers: its base, and the adapters on it."""
     return hashlib.sha256(" ".join(hashes).encode()).hexdigest()[:16]
 
-def share_base(loaded: LoadedModel, words: Sequence[str], taken: Collection[str],
+def share_base(loaded: load.LoadedModel, words: Sequence[str], taken: Collection[str],
                hashes: Sequence[str]) -> dict[str, str]:
     """Put adapters side by side on a generator, each NAME=DIR: a finished run, or a folder of an
     adapter. Returns by name the fingerprint, of the base's `hashes` and the adapter. ConfigError:

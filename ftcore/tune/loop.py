@@ -27,8 +27,7 @@ from ftcore.env.compute import LossScale, derived
 from ftcore.env.run import RunFolder, StopFlag
 from ftcore.errors import CheckpointError, TrainingError
 from ftcore.model.heads import EMBEDDING, Model
-from ftcore.tune.checkpoint import Checkpoints, Loaded, load
-from ftcore.tune.freeze import rates_of
+from ftcore.tune import checkpoint, freeze
 from ftcore.tune.optim import AdamW, learning_rate
 from ftcore.tune.task import Task, passes, token_labels
 from ftcore.tune.workers import Workers
@@ -62,7 +61,7 @@ class Loop:
     def __post_init__(self) -> None:
         optim, loop, count = self.config.optim, self.config.loop, len(self.documents)
         self.device, self.seed, trunk = self.model.device, self.config.env.seed, self.model.trunk
-        self.checkpoints = Checkpoints(self.run.path, loop.keep_last)
+        self.checkpoints = checkpoint.Checkpoints(self.run.path, loop.keep_last)
         size = self.config.rows_per_step
         self.rows = partial(step_rows, num_rows=count, batch_size=size, seed=self.seed)
         self.total_steps = loop.num_steps(count, size)
@@ -74,9 +73,9 @@ class Loop:
         longest = np.sort(lengths(self.documents))[-optim.batch_size :]
         is_fixed = self.reads_rows and self.device.type == "cpu"  # what is made may read any row
         rows = rows_read(self.model, self.documents) if is_fixed else {}
-        trunk.embed_tokens.sparse = bool(rows)
+        trunk.embed_tokens.sparse, rates = bool(rows), freeze.rates_of(self.model, optim)
         self.optimizer = AdamW(
-            self.model.named_parameters(), optim, rates=rates_of(self.model, optim), rows=rows,
+            self.model.named_parameters(), optim, rates=rates, rows=rows,
             accumulates=int(longest.sum()) > loop.micro_batch_tokens or not self.reads_rows)
         # what computes again reads the state of the noise; what is made has another loss
         is_graphed = (self.device.type == "cuda" and self.task is token_labels and self.reads_rows
@@ -84,7 +83,7 @@ class Loop:
         mine = partial(passes, self.task, self.model)
         self.graphs = Graphs(mine, self.optimizer, self.device) if is_graphed else None
 
-    def restore(self, loaded: Loaded | None) -> None:
+    def restore(self, loaded: checkpoint.Loaded | None) -> None:
         """Continue from a checkpoint of this run, or from its start where it never saved one."""
         if loaded is not None:
             for name, part in self.remembered.items():
@@ -96,7 +95,7 @@ class Loop:
         """Put the weights of the best evaluation back; without one that was saved, the last."""
         step = self.progress.best_step
         if step != self.progress.step and step in self.checkpoints.steps():
-            best = load(self.checkpoints.of(step))
+            best = checkpoint.load(self.checkpoints.of(step))
             self.optimizer.load_state(best.tensors, best.state["optimizer_steps"])
 
     def train(self) -> int:

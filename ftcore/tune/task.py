@@ -12,11 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ftcore.config import PeftConfig
-from ftcore.data.pack import Batch, apart, is_pair
-from ftcore.data.store import Prepared
-from ftcore.errors import ConfigError, DataError
+from ftcore.data.pack import Batch
+from ftcore.errors import ConfigError
 from ftcore.model.heads import Model, ModelTask
-from ftcore.model.transformer import ModelSpec
 from ftcore.tune.freeze import apply_trainable, parameter_table
 from ftcore.tune.lora import apply_lora
 from kernels.attention import attention
@@ -96,12 +94,3 @@ def choose_trainable(model: Model, config: PeftConfig, generator: torch.Generato
         what = f"{', '.join(sorted(left))}: not in the checkpoint, so random, and would stay so"
         raise ConfigError(f"{what}: use --peft.method full, or head among --peft.trainable")
     return table
-
-def check_lengths(spec: ModelSpec, data: Prepared) -> None:
-    """Raise DataError where a document is longer than the model's learned positions reach."""
-    for name, split in data.splits() if spec.position == "learned" else ():
-        longest = max(apart(split.documents), key=len)
-        if len(longest) > (most := spec.max_positions):
-            side = "cut_left" if is_pair(split.documents[0]) else "cut_right"
-            what = f"{name}: row {longest.row_id} has {len(longest)} tokens, the model takes {most}"
-            raise DataError(f"{what}: --data.max-length {most} --data.over-length {side} (or drop)")

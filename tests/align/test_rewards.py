@@ -117,7 +117,7 @@ def test_a_classifier_says_the_log_odds_of_its_label(
     monkeypatch.setattr(rewards, "parse", lambda _: command)
     monkeypatch.setattr(rewards, "load_artifact", lambda *_, **__: loaded)
     monkeypatch.setattr(rewards.Tokenizer, "load", lambda _: tokenizer)
-    monkeypatch.setattr(rewards, "all_logits", lambda *_: logits_BK)
+    monkeypatch.setattr(rewards.evaluator, "all_logits", lambda *_: logits_BK)
     scores, _ = judged("model:RUN=good", ["one", "two", "three"])
     chance_B = logits_BK.double().softmax(1)[:, -1]
     assert scores == pytest.approx((chance_B / (1 - chance_B)).log().tolist())

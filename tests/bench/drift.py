@@ -6,26 +6,33 @@
                                                pandas below 3
 
 A calibrated classifier of four classes is simulated: lengths, unknown tokens, labels, confidence,
-entropy, and feedback for a tenth. The last line is JSON. A column of each alarms at its own
-threshold, and at that which one null window in a hundred exceeds."""
+entropy, vectors that hold the logits beside noise, and feedback for a tenth. Vectors are compared
+with Evidently's classifier and MMD, on fewer windows. A column of each alarms at its own threshold,
+and at that which one null window in a hundred exceeds. The last line is JSON."""
 
 import argparse
 import json
 import os
 import time
+from base64 import b64decode
 
 import numpy as np
+import torch
 
-from ftcore.deploy.records import Record
+from ftcore.deploy.answers import Record
+from ftcore.model.heads import sketched
 from ftcore.monitor.drift import Watch
 
 SIZES = (500, 2_000, 10_000, 50_000)
 SHIFTS = {"lengths +20 %": {"longer": 0.2}, "lengths +35 %": {"longer": 0.3},
           "unknown +5 points": {"unknown": 0.05}, "less sure": {"sharpness": 2.0},
-          "labels flipped 10 %": {"flipped": 0.1}, "labels flipped 20 %": {"flipped": 0.2}}
+          "labels flipped 10 %": {"flipped": 0.1}, "labels flipped 20 %": {"flipped": 0.2},
+          "a fifth about other things": {"other": 0.2}}
+WIDTH = 32  # of the vectors that the model makes
 
 def records(count: int, random: np.random.Generator, *, longer: float = 0, sharpness: float = 2.5,
-            unknown: float = 0, flipped: float = 0, feedback: float = 0.1) -> list[Record]:
+            unknown: float = 0, flipped: float = 0, other: float = 0,
+            feedback: float = 0.1) -> list[Record]:
     logits_BK = sharpness * random.normal(size=(count, 4))
     p_BK = np.exp(logits_BK - logits_BK.max(1, keepdims=True))
     p_BK /= p_BK.sum(1, keepdims=True)
@@ -35,6 +42,9 @@ def records(count: int, random: np.random.Generator, *, longer: float = 0, sharp
                "label": [f"class {k}" for k in p_BK.argmax(1)],
                "confidence": p_BK.max(1).tolist(),
                "entropy": (-(p_BK * np.log(p_BK)).sum(1)).tolist()}
+    x_BC = np.concatenate([logits_BK, random.normal(size=(count, WIDTH - 4))], 1)
+    x_BC[:, -1] += 5 * (random.random(count) < other)
+    columns["embedding"] = sketched(torch.from_numpy(x_BC))
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     for row, is_right, is_told in zip(rows, right_B.tolist(), random.random(count), strict=True):
         row |= {"right": is_right} if is_told < feedback else {}
@@ -43,6 +53,8 @@ def records(count: int, random: np.random.Generator, *, longer: float = 0, sharp
 RIVAL_SHIFTS = {"lengths +10 %": {"longer": 0.1}, "lengths +20 %": {"longer": 0.2},
                 "unknown +1 point": {"unknown": 0.01}, "logits 2.5 to 2.2": {"sharpness": 2.2},
                 "logits 2.5 to 2.0": {"sharpness": 2.0}}
+VECTOR_SHIFTS = {"5 % about other things": {"other": 0.05},
+                 "10 % about other things": {"other": 0.1}}
 
 REFERENCES, NULLS, SHIFTED = 20, 2000, 400  # of the windows without a shift, and with each
 
@@ -92,7 +104,38 @@ def beside_rivals(size: int = 500, count: int = 2000) -> None:
     for name, shift in RIVAL_SHIFTS.items():
         told[name] = shares([ratios(number, **shift) for number in range(SHIFTED)])
         print(name, told[name], flush=True)
-    print(json.dumps(told))
+    print(json.dumps(told | {"vectors": vectors_beside_rival(size, count)}))
+
+def vectors_beside_rival(size: int, count: int, nulls: int = 500, shifted: int = 200) -> dict:
+    """Shares of windows in which a method alarms: at its own threshold, at equal false alarms."""
+    import pandas
+    from evidently.legacy.metrics.data_drift import embedding_drift_methods as methods
+
+    random, names = np.random.default_rng(1), ("mmd", "auroc", "their classifier", "their MMD")
+    references = [records(count, random, feedback=0) for _ in range(REFERENCES)]
+    watches = [Watch(reference, window=size) for reference in references]
+
+    def frame(rows: list[Record]) -> pandas.DataFrame:
+        read = (np.frombuffer(b64decode(row["embedding"]), np.int8) for row in rows)
+        return pandas.DataFrame(np.stack([*read]))
+
+    frames = [*map(frame, references)]
+
+    def ratios(number: int, **shift: float) -> list[float]:
+        rows, place = records(size, random, feedback=0, **shift), number % REFERENCES
+        found = [f for f in watches[place].look(rows) if f.signal == "embedding"]
+        now, then = frame(rows), frames[place]
+        return [*(finding.value / finding.bound for finding in found),
+                float(methods.model()(now, then)[0]) / 0.55, methods.mmd()(now, then)[0] / 0.015]
+
+    null = np.array([ratios(number) for number in range(nulls)])
+    found = {"no shift": null} | {
+        name: np.array([ratios(number, **shift) for number in range(shifted)])
+        for name, shift in VECTOR_SHIFTS.items()}
+    level = np.quantile(null, 0.99, axis=0)
+    return {name: {method: [round(float((x > bound).mean()), 3) for bound in (1, limit)]
+                   for method, x, limit in zip(names, each.T, level, strict=True)}
+            for name, each in found.items()}
 
 def main() -> None:
     parser = argparse.ArgumentParser()

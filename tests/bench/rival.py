@@ -48,10 +48,11 @@ from ftcore.model.families import family_named
 from ftcore.model.load import CONFIG, load_model, read_object
 from ftcore.tune.loop import Loop
 from ftcore.tune.optim import learning_rate
-from ftcore.tune.task import TASKS, check_lengths, choose_trainable
+from ftcore.tune.task import TASKS, choose_trainable
 from ftcore.tune.workers import Workers
 from kernels.memory import reuse_across_steps
 from tests.bench.floor import seconds_of, step_products
+from train import check_lengths
 
 MODES = {"full": ("bf16", "autocast"), "lora": ("bf16", "autocast", "autocast-frozen-bf16")}
 Steps = list[list[Encoded]]  # documents of each step

@@ -10,8 +10,8 @@ import torch
 from ftcore.config import PeftConfig
 from ftcore.data.encode import Split
 from ftcore.data.pack import Encoded
-from ftcore.evaluate import suite as suites
-from ftcore.evaluate.suite import certify
+from ftcore.evaluate import report
+from ftcore.evaluate.report import certify
 from ftcore.model.transformer import Linear
 from ftcore.tune.lora import LoRALinear
 
@@ -30,7 +30,7 @@ def judged(
     """The certificate of a model that gives these logits."""
     layer = make_layer(torch.float32, 1.0)
     pair = iter((before, after))
-    monkeypatch.setattr(suites, "all_logits", lambda *a, **k: next(pair))
+    monkeypatch.setattr(report, "all_logits", lambda *a, **k: next(pair))
     config = SimpleNamespace(loop=SimpleNamespace(micro_batch_tokens=1), problem=problem)
     values = iter(({"eval/loss": 1.0, "eval/f1": 0.5}, {"eval/loss": 1.5, "eval/f1": 0.25}))
     suite = SimpleNamespace(config=config, dev=lambda *a: next(values))
@@ -40,7 +40,7 @@ def judged(
     return certify(model, Split(documents=rows), suite)
 
 def test_logits_of_a_large_vocabulary_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(suites, "MOST_LOGITS", 4)  # two rows of two
+    monkeypatch.setattr(report, "MOST_LOGITS", 4)  # two rows of two
     logits = torch.tensor([[2.0, 0.0], [0.0, 0.1], [1.0, 1.0]])
     assert judged(monkeypatch, logits, logits, None)["rows"] == 2
 

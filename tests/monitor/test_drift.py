@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import special, stats
 from scipy.spatial.distance import jensenshannon
 
-from ftcore.deploy.records import Record
+from ftcore.deploy.answers import Record
 from ftcore.monitor import drift
 from ftcore.monitor.drift import STATISTICS, Finding, Watch, deciles, ks, psi
 
@@ -183,7 +183,7 @@ def test_a_state_is_that_of_the_newest_two_windows(watch: Watch) -> None:
         found = watch.look([record for window in windows for record in window])
         assert states(found)["prompt_tokens"] == state
     assert states(watch.look(moved[:199])) == dict.fromkeys([*FAMILY, "accuracy", "calibration"])
-    assert all(math.isnan(f.value) and f.p_value is None for f in watch.look([]))
+    assert all(f.value is None and f.p_value is None for f in watch.look([]))
 
 def test_each_statistic_of_a_signal_alarms_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(3)
@@ -217,6 +217,18 @@ def test_feedback_makes_do_with_a_hundred(watch: Watch) -> None:
         found = watch.look(given + records(new, random, feedback=1))
         (accuracy,) = (f for f in found if f.signal == "accuracy")
         assert accuracy.size == size and (accuracy.state is None) == (old + new < 100)
+
+def test_feedback_for_few_is_waited_for(watch: Watch) -> None:
+    """However long it takes, while other figures are read of the newest windows alone."""
+    random = np.random.default_rng(9)
+    rows = records(8000, random, flipped=0.5, feedback=0.02)
+    told = {f.signal: f for f in watch.look(rows)}
+    assert sum("right" in row for row in rows[-10 * watch.window :]) < 100
+    assert told["accuracy"].size == 100 and told["accuracy"].state >= 1
+    assert told["prompt_tokens"].state == 0
+    silent = [{"prompt_tokens": 5}] * (10 * watch.window)
+    found = {f.signal: f for f in watch.look([*rows, *silent])}
+    assert found["entropy"].state is None and found["accuracy"].state == told["accuracy"].state
 
 def test_a_new_category_counts() -> None:
     random = np.random.default_rng(8)

@@ -1,6 +1,7 @@
 """The log of a server read back, joined with feedback; and the reference that training makes."""
 
 import json
+from base64 import b64decode
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ def read(lines: list[Any], folder: Path, model: str = "m") -> Journal:
     texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
     (folder / "log").write_text("".join(text + "\n" for text in texts))
     return read_journal(folder / "log", model)
+
+def vector(told: str) -> np.ndarray:
+    return np.frombuffer(b64decode(told), np.int8)
 
 def test_rows_of_a_request_are_records(tmp_path: Path) -> None:
     journal = read([asked(0, {"label": "a"}, {"label": "b"}), {"time": 1, "id": IDS[1]}], tmp_path)
@@ -58,6 +62,17 @@ def test_figures_of_drawn_answers_are_left_out(tmp_path: Path) -> None:
     one, two = read([asked(0, row), asked(1, row | {"temperature": 0.7})], tmp_path).records
     assert one["logprob"] == -1.0 and "logprob" not in two and two["prompt_tokens"] == 3
 
+def test_the_newest_records_alone_are_kept_where_that_is_asked_for() -> None:
+    journal = Journal("m", most=3)
+    for n in range(5):
+        journal.take(json.dumps(asked(n, {"label": str(n), "input": "x"})).encode())
+    for n in (1, 4):
+        journal.take(json.dumps(given(9, n, label=str(n))).encode())
+    assert [(r["label"], "right" in r) for r in journal.records] == [
+        ("2", False), ("3", False), ("4", True)]
+    assert not any("input" in record for record in journal.records)
+    assert +journal.counts == {"feedback for unknown ids": 1}
+
 def test_parts_put_aside_come_first(tmp_path: Path) -> None:
     for n, end in ((0, ".100"), (1, ".200"), (2, "")):
         (tmp_path / f"log{end}").write_text(json.dumps(asked(n, {"label": str(n)})) + "\n")
@@ -78,6 +93,7 @@ def test_the_reference_is_what_the_server_notes(
     assert len(rows) == len(found) > 3
     for row, record in zip(rows, found, strict=True):
         assert record["right"] in (True, False)
+        assert np.allclose(vector(row.pop("embedding")), vector(record["embedding"]), atol=1)
         for name, value in row.items():
             same = value if isinstance(value, str) else pytest.approx(value, abs=1e-4)
             assert record[name] == same
@@ -94,6 +110,8 @@ def test_the_reference_of_answers_is_greedy(
     for chat, record in zip(chats, found, strict=True):
         asked = {"messages": chat["messages"][:-1], "max_tokens": 5, "temperature": 0}
         (row,) = ask.noted("/v1/chat/completions", **asked)["rows"]
+        said = vector(row.pop("embedding"))
+        assert np.allclose(said, vector(record.pop("embedding")), atol=1)
         assert {**record, **row, "logprob": 0} == {**record, "logprob": 0}
         assert np.isclose(row["logprob"], record["logprob"], atol=1e-4)
 

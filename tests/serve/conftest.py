@@ -37,6 +37,8 @@ from ftcore.deploy.api import Api, Served
 from ftcore.deploy.engine import Engine
 from ftcore.deploy.http import Exchange, Meters
 from ftcore.model.load import load_model, save_model
+from ftcore.monitor.drift import Watch
+from ftcore.monitor.journal import Journal
 from kernels.docs import Docs
 from tests.data.templates import styles
 
@@ -224,7 +226,7 @@ class Asked:
         self.tokenizer = Tokenizer.load(self.loaded.folder)
         served = Served(**{"name": about["version"], "tokenizer": self.tokenizer} | about | more)
         self.engine = Engine(self.model, threads=1)
-        self.api = Api(self.engine, served, config, Meters())
+        self.api = Api(self.engine, served, config, Meters(), Journal(), Watch([]))
 
     def exchange(self, path: str, **body: Any) -> Exchange:
         """A request, answered; `body` is then the answer's."""

@@ -21,7 +21,7 @@ from tests.serve.conftest import Client, witnessed
 PROMPTS = ("one", "the other question", "and")
 ROUTES = {
     "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/classify", "/v1/score",
-    "/v1/models", "/v1/feedback", "/tokenize", "/tokenize/chat", "/detokenize",
+    "/v1/models", "/v1/feedback", "/v1/monitor", "/tokenize", "/tokenize/chat", "/detokenize",
     "/openapi.json", "/metrics", "/health", "/health/live", "/health/ready",
     "/health/generate",
 }  # fmt: skip

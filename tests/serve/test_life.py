@@ -22,6 +22,7 @@ from ftcore.config import ServeConfig
 from ftcore.deploy import http
 from ftcore.deploy.engine import Engine
 from ftcore.model.heads import Model
+from ftcore.monitor.journal import Journal
 from tests.serve.conftest import CANARY, Client, parsed, serving, witnessed
 from tests.tune.conftest import QWEN3 as SPEC
 
@@ -119,8 +120,7 @@ def test_keys_are_compared_in_constant_time(
 
 def api(routes: dict[str, tuple[str, http.Handler]]) -> SimpleNamespace:
     meters, engine = http.Meters(), Engine(Model(SPEC, "lm"))
-    meters.tell_of(engine, "")
-    return SimpleNamespace(routes=routes, engine=engine, meters=meters)
+    return SimpleNamespace(routes=routes, engine=engine, meters=meters, journal=Journal())
 
 def answered(handler: http.Handler, config: ServeConfig, *, is_late: bool = False) -> bytes:
     """What a server in this process says to a request for /x, read with pauses, or only once the

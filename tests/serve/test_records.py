@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ftcore.deploy import records
+from ftcore.deploy import answers
 from ftcore.deploy.http import Refused
+from kernels.sampling import Token
 from tests.serve.conftest import BERT, QWEN3, Client, Make, serving
 
 THREE = BERT | {"id2label": {"0": "a", "1": "b", "2": "c"}}
@@ -38,7 +39,8 @@ def test_an_answer_notes_its_tokens_and_their_mean(made: Make) -> None:
 @pytest.mark.parametrize(("ids", "share"), [
     ([1, 2, 3], 0.0), ([1, 2, 3, 4, 5], 0.0), ([1] * 7, 0.75), ([1, 2, 3, 4, 1, 2, 3, 4], 0.2)])
 def test_repetition_is_that_of_runs_of_four(ids: list[int], share: float) -> None:
-    assert records.answer_figures(ids, 0.0, "stop")["repeated"] == pytest.approx(share)
+    told = answers.answer_figures([Token(id_, 0.0) for id_ in ids], "stop")
+    assert told["repeated"] == pytest.approx(share)
 
 @pytest.mark.parametrize(("text", "left"), [
     ("mail me: jo.doe+x@mail.example.org!", "mail me: [email]!"),
@@ -46,13 +48,13 @@ def test_repetition_is_that_of_runs_of_four(ids: list[int], share: float) -> Non
     ("call +49 (30) 901820 or 555-867-5309", "call [phone] or [phone]"),
     ("on 12 May at 7:30, 3 of 20 rooms, 1,000 seats", None), ("order 123456", None)])
 def test_personal_data_is_left_out(text: str, left: str | None) -> None:
-    assert records.redacted(text) == (left or text)
+    assert answers.redacted(text) == (left or text)
 
 @pytest.mark.parametrize("run", ["a", "a.", "1", "1 ", "a@", "+", "(1"])
 def test_a_long_text_is_read_once(run: str) -> None:
     """A pattern that began anew at each character would take hours of these."""
     text = run * 200_000
-    assert len(records.redacted(text)) <= len(text)
+    assert len(answers.redacted(text)) <= len(text)
 
 def test_texts_are_logged_on_demand_without_personal_data(made: Make) -> None:
     ask = made(THREE, "classify", flags=("--log-texts",))

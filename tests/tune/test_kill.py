@@ -34,7 +34,7 @@ import os, random, shutil, signal, sys, time
 import torch
 torch.set_num_threads(1)
 import torch.utils.tensorboard
-import ftcore.data.prepare, ftcore.evaluate.suite, ftcore.tune.adapter, train
+import ftcore.data.prepare, ftcore.evaluate.report, ftcore.tune.adapter, train
 
 def fork(words, killed_after):
     child = os.fork()

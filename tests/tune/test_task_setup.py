@@ -14,7 +14,8 @@ from ftcore.data.store import Prepared
 from ftcore.env.compute import generator
 from ftcore.errors import ConfigError, DataError
 from ftcore.model.heads import Model
-from ftcore.tune.task import check_lengths, choose_trainable
+from ftcore.tune.task import choose_trainable
+from train import check_lengths
 
 def trained(model: Model, config: PeftConfig, seed: int = 0) -> set[str]:
     choose_trainable(model, config, generator(seed, 2))
