@@ -85,7 +85,6 @@ def wasserstein(reference_N: Array, window_M: Array) -> float:
     return float(gap_B[:-1] @ np.diff(x_B)) / float(reference_N.std() or x_B.std() or 1)
 
 def mmd(reference_NE: Array, window_ME: Array, deals: int = 0) -> tuple[float, float]:
-    """p, by so many deals, is 1 without any."""
     (z_BE, is_y_B), random = _both(reference_NE, window_ME, most=VECTORS), np.random.default_rng(0)
     y_PB = np.array([is_y_B, *(random.permutation(is_y_B) for _ in range(deals))], np.float32)
     told_P = mmd_of(z_BE, 1 - y_PB, y_PB)

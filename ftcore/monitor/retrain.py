@@ -33,6 +33,7 @@ VERDICT = "verdict.json"
 FEEDBACK, KEPT, LEAST = "accuracy", 5, 10  # it alarms alone; one in 5 rows is kept, 10 at least
 FIGURE = {"classify": "accuracy", "sft": "exact_match"}  # by which models are judged
 MOST_LOST = 0.01  # of the figure, on test rows of before
+ALIKE = {"embedding": "label"}  # other texts have other labels: both together say one thing
 DOUBT = 0.05  # chance of gains so uneven from models that are equal
 Line = dict[str, Any]
 
@@ -65,7 +66,7 @@ def _alarms(findings: Sequence[Line], known: Line) -> list[str]:
              and each["value"] - known.get(each["signal"], 0) > each["bound"]}
     others = {each["signal"] for each in loud} - rated - {*known}
     told = ["{signal}: {statistic} {value:.4g} above {bound:.4g}".format(**each) for each in loud]
-    return told if rated or len(others) > 1 else []
+    return told if rated or len({ALIKE.get(s, s) for s in others}) > 1 else []
 
 def plan(run: Path, log: Path, folder: Path, limits: Limits) -> Line:
     """What is decided of a run by the log of its server, with the reasons; to train, the folder is

@@ -30,6 +30,8 @@ TWO = [finding("length", 2), finding("entropy", 2)]
     ({}, "wait"),
     ({"findings": TWO}, "train"),
     ({"findings": TWO[:1]}, "wait"),
+    ({"findings": [finding("label", 2, "js"), finding("embedding", 2, "mmd")]}, "wait"),
+    ({"findings": [TWO[1], finding("embedding", 2, "mmd")]}, "train"),
     ({"findings": [TWO[0], finding("entropy", 1)]}, "wait"),
     ({"findings": [TWO[0], finding("entropy", None)]}, "wait"),
     ({"findings": [finding("right", 2, "accuracy")]}, "train"),
