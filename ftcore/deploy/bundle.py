@@ -19,8 +19,7 @@ from ftcore.deploy.answers import REFERENCE
 from ftcore.env.compute import PRECISIONS
 from ftcore.errors import CheckpointError, ConfigError, ModelError
 from ftcore.evaluate import evaluator, report
-from ftcore.model.heads import Model
-from ftcore.model.load import LoadedModel, read_object, save_model
+from ftcore.model import heads, load
 from ftcore.tune import adapter, lora
 
 ABOUT, CERTIFICATE, CARD = "bundle.json", "certificate.json", "README.md"
@@ -64,7 +63,7 @@ def bundle(run: Path, folder: Path, *, keep_adapter: bool = False, is_alone: boo
             shutil.copytree(run / adapter.ADAPTER, temp / adapter.ADAPTER)
             lora.unwrap(model)  # so that its base is what is saved
         lora.fold(model)
-        save_model(trained, temp, problem=config.problem)
+        load.save_model(trained, temp, problem=config.problem)
         tokenizer.save(temp)
         (temp / ABOUT).write_text(json.dumps(about))
         (temp / CARD).write_text(card, "utf-8")
@@ -82,13 +81,13 @@ def temperature_of(metrics: Iterable[dict[str, Any]]) -> float | None:
     judged = [line for line in metrics if line.get("eval/temperature")]
     return min(judged, key=lambda line: line["eval/loss"], default={}).get("eval/temperature")
 
-def open_bundle(folder: Path, *, is_whole: bool = True) -> tuple[LoadedModel, Tokenizer, dict]:
+def open_bundle(folder: Path, *, is_whole: bool = True) -> tuple[load.LoadedModel, Tokenizer, dict]:
     """Read a bundle, its adapter in place where it has one, and run its golden test; `is_whole`:
     its manifest is written. Raises CheckpointError: names the first file that is damaged, missing
     or foreign; ModelError: as the loaders, or it does not say what it should."""
     if is_whole:
         _verify(folder)
-    about = read_object(folder / ABOUT, advice=". Make one: python serve.py bundle RUN DIR")
+    about = load.read_object(folder / ABOUT, advice=". Make one: python serve.py bundle RUN DIR")
     dtype, products = PRECISIONS[about["precision"]]
     task = TASKS[about["task"]].model_task
     loaded = adapter.load_base(str(folder), keeps_last=True, task=task, dtype=dtype)
@@ -102,7 +101,7 @@ def push(folder: Path, name: str) -> str:
     CheckpointError: as `open_bundle`; ModelError: no model, or the hub refuses it."""
     from huggingface_hub import HfApi
 
-    read_object(folder / "config.json", advice=". Make one: python serve.py bundle RUN DIR")
+    load.read_object(folder / "config.json", advice=". Make one: python serve.py bundle RUN DIR")
     if (folder / files.MANIFEST).is_file():
         _verify(folder)
     try:
@@ -120,7 +119,7 @@ def _verify(folder: Path) -> None:
     if odd := sorted({*filter(Path.is_file, folder.rglob("[!.]*"))} - known):
         raise CheckpointError(f"{odd[0]} is not in {files.MANIFEST}: take it out of the bundle")
 
-def try_golden(model: Model, tokenizer: Tokenizer, about: dict[str, Any]) -> None:
+def try_golden(model: heads.Model, tokenizer: Tokenizer, about: dict[str, Any]) -> None:
     """Raises ModelError: the first difference from what was said, or an adapter without effect."""
     tolerance = NARROW if about["precision"] == "fp32" else WIDE
     inputs = tokenizer, about["task"], [was["text"] for was in about["golden"]]
@@ -140,7 +139,7 @@ def try_golden(model: Model, tokenizer: Tokenizer, about: dict[str, Any]) -> Non
             model.set_submodule(name, layer)
 
 @torch.inference_mode()
-def _golden(model: Model, tokenizer: Tokenizer, task: str, texts: Iterable[str]) -> list[dict]:
+def _golden(model: heads.Model, tokenizer: Tokenizer, task: str, texts: Iterable) -> list[dict]:
     """Of each text its ids and what the model says: logits of its classes, or how likely the
     likeliest token of each place is, in nats."""
     is_chat = model.task == "lm" and task != "pretrain" and tokenizer.chat_template

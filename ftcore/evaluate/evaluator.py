@@ -24,9 +24,8 @@ from ftcore.data.prepare import clusters
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ModelError
 from ftcore.evaluate import metrics
-from ftcore.model.generate import generate
+from ftcore.model import generate, transformer
 from ftcore.model.heads import Model
-from ftcore.model.transformer import packed_linears
 from ftcore.tune.task import document_logits, hidden
 
 PROMPTS_AT_ONCE = 256
@@ -204,14 +203,14 @@ def continued(model: Model, tokenizer: Tokenizer, prompts: Sequence[np.ndarray],
               max_new_tokens: int, *, temperature: float = 1.0,
               chance_BT: np.ndarray | None = None) -> list[list[int]]:
     """Ids that continue each prompt (ids), some prompts at a time: see `generate`."""
+    how = dict(max_new_tokens=max_new_tokens, stop_ids=tokenizer.stop_ids, temperature=temperature)
     made: list[list[int]] = []
     starts = range(0, len(prompts), PROMPTS_AT_ONCE)
-    with packed_linears(model):
+    with transformer.packed_linears(model):
         for start in tqdm(starts, desc="answers", leave=False, disable=None):
             some = slice(start, start + PROMPTS_AT_ONCE)
             chance = None if chance_BT is None else chance_BT[some]
-            made += generate(model, prompts[some], max_new_tokens=max_new_tokens, chance_BT=chance,
-                             stop_ids=tokenizer.stop_ids, temperature=temperature)
+            made += generate.generate(model, prompts[some], chance_BT=chance, **how)
     return made
 
 def spoken(ids: Sequence[int], tokenizer: Tokenizer) -> str:

@@ -18,7 +18,7 @@ categories, P and Q their distribution functions.
     wilson       the shares p with |hits / n - p| <= z sqrt(p (1 - p) / n)
 
 A bound is the larger of the effect size that matters (signals.toml) and of what DRAWS comparisons
-without a shift exceed once in a hundred: both sides drawn from the reference, with replacement.
+of sides that are both drawn from the reference exceed once in a hundred; of auroc, equal ranks.
 
 Sources: Lin 1991, IEEE Trans. IT 37, 145-151 (js); Stephens 1970, J. R. Stat. Soc. B 32, 115-122
 (ks); Gretton et al. 2012, JMLR 13, 723-773 (mmd); Lopez-Paz and Oquab 2017, arXiv:1610.06545
@@ -95,8 +95,8 @@ def mmd_of(z_BE: Array, x_PB: Array, y_PB: Array) -> Array:
     apart_BB = torch.cdist(*2 * [torch.from_numpy(z_BE)]).square().numpy()
     k_BB = np.exp(-apart_BB / (np.median(apart_BB[::9]) or 1))  # cost: of every ninth row
     N, M, near_PB, theirs_PB = x_PB[0].sum(), y_PB[0].sum(), x_PB @ k_BB, y_PB @ k_BB
-    within_P = ((near_PB * x_PB).sum(1) - N) / (N * N - N)
-    within_P += ((theirs_PB * y_PB).sum(1) - M) / (M * M - M)
+    within_P = ((near_PB * x_PB).sum(1) - N) / max(N * N - N, 1)
+    within_P += ((theirs_PB * y_PB).sum(1) - M) / max(M * M - M, 1)
     return within_P - 2 * (near_PB * y_PB).sum(1) / (N * M)
 
 def auroc(reference_NE: Array, window_ME: Array) -> float:
@@ -191,14 +191,17 @@ class Watch:
         if values.dtype.kind == "U":  # cost: numbers are compared faster than texts
             _, values = np.unique(values, return_inverse=True)
         random, told = np.random.default_rng((self.seed, size)), []
+        if "mmd" in effects:  # cost: all draws at once; what ranks do by chance is known
+            sizes, (z_BE, _) = (len(values), size), _both(values, values[:0], most=VECTORS)
+            x_PB, y_PB = (random.multinomial(min(n, VECTORS), [1 / len(z_BE)] * len(z_BE),
+                                             DRAWS).astype(np.float32) for n in sizes)
+            n, m = (max(1, min(each, VECTORS // 4) // 2) for each in sizes)
+            chance = NormalDist(0.5, math.sqrt((n + m + 1) / (12 * n * m))).inv_cdf(1 - ALPHA)
+            drawn = np.quantile(mmd_of(z_BE, x_PB, y_PB), 1 - ALPHA), chance
+            return np.maximum([*effects.values()], drawn)
         for _ in range(DRAWS):
             sides = [values[random.integers(len(values), size=n)] for n in (len(values), size)]
-            told.append([STATISTICS[name](*sides) for name in effects if name != "mmd"])
-        if "mmd" in effects:  # cost: all draws at once
-            (rows_BE, _), sizes = _both(values, values[:0], most=VECTORS), (len(values), size)
-            x_PB, y_PB = (random.multinomial(min(n, VECTORS), [1 / len(rows_BE)] * len(rows_BE),
-                                             DRAWS).astype(np.float32) for n in sizes)
-            told = np.c_[mmd_of(rows_BE, x_PB, y_PB), told]  # the first of its signal
+            told.append([STATISTICS[name](*sides) for name in effects])
         drawn_S = np.quantile(told, 1 - ALPHA, axis=0, method="higher")
         return np.maximum(list(effects.values()), drawn_S)
 

@@ -21,8 +21,7 @@ from ftcore.deploy.engine import Engine, Finish, Job
 from ftcore.env.run import read_metrics
 from ftcore.errors import DataError, ModelError
 from ftcore.evaluate import evaluator, metrics, report
-from ftcore.model.heads import Model
-from ftcore.model.transformer import packed_linears
+from ftcore.model import heads, transformer
 from kernels.sampling import Sampling
 
 MOST_ROWS, AT_ONCE, LIVE = 2000, 256, 5000  # of a reference; LIVE: records a server keeps
@@ -90,7 +89,7 @@ def read_reference(folder: Path) -> list[answers.Record]:
     return found
 
 @torch.inference_mode()
-def reference(model: Model, split: Split, suite: report.Suite) -> list[answers.Record]:
+def reference(model: heads.Model, split: Split, suite: report.Suite) -> list[answers.Record]:
     """Records of dev rows that have one class each, or were answered, greedily; else none. They are
     made as a server makes them, by an engine. ModelError: it could not answer."""
     tokenizer, config, words = suite.tokenizer, suite.config, defaultdict(list)
@@ -103,7 +102,7 @@ def reference(model: Model, split: Split, suite: report.Suite) -> list[answers.R
         jobs = [Job(ids_T.tolist(), greedy) for ids_T in prompts if model.task == "lm"]
     if not jobs or getattr(config.data, "pair", ""):  # no server takes pairs
         return []
-    with packed_linears(model), tqdm(total=len(jobs), desc="reference", disable=None) as bar:
+    with transformer.packed_linears(model), tqdm(total=len(jobs), desc="dev", disable=None) as bar:
         engine = Engine(model, max_sequences=AT_ONCE, max_waiting=len(jobs),
                         prefill_tokens=config.loop.micro_batch_tokens, cache_tokens=sys.maxsize)
         for job in jobs:
