@@ -39,10 +39,14 @@ def test_a_flipped_bit_is_told(spec, task: str) -> None:
     first = asked(engine)
     assert asked(engine) == first and engine.canary_flips == 0 and len(first) == 64
     assert (engine.canary_nll is None) == (task != "lm")
-    engine.model.trunk.layers[0].input_layernorm.weight.data[3] += 1e-3
-    assert asked(engine) == first and engine.canary_flips == 1
-    engine.model.trunk.layers[0].input_layernorm.weight.data[3] -= 1e-3
-    assert asked(engine) == first and engine.canary_flips <= 2
+    weight_C = engine.model.trunk.layers[0].input_layernorm.weight.data
+    before = weight_C[3].clone()
+    weight_C[3] += 1e-3
+    asked(engine)
+    asked(engine)
+    assert engine.canary_flips == 2, "each hour is compared with the first"
+    weight_C[3] = before
+    assert asked(engine) == first and engine.canary_flips == 2
 
 @torch.inference_mode()
 def test_company_changes_nothing(model: Model) -> None:
