@@ -76,7 +76,7 @@ class Glu(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, dy_NF: Tensor) -> tuple[Tensor, Tensor, None]:
-        inputs = [dy_NF.contiguous(), *ctx.saved_tensors]
-        dgate_NF, dup_NF = map(torch.empty_like, ctx.saved_tensors)
-        _launch(_glu_bwd_kernel, "glu_bwd", [*inputs, dgate_NF, dup_NF], ctx.kind)
-        return dgate_NF, dup_NF, None
+        gate_up = ctx.saved_tensors  # asked for once: what was computed again is gone then
+        grads = [*map(torch.empty_like, gate_up)]
+        _launch(_glu_bwd_kernel, "glu_bwd", [dy_NF.contiguous(), *gate_up, *grads], ctx.kind)
+        return *grads, None

@@ -121,6 +121,24 @@ def test_documents_that_begin_alike_by_the_kernel_of_attention(monkeypatch) -> N
         floor = 1e-6 * true.norm()
         assert (mine - true).norm() <= 3 * (plain - true).norm() + floor
 
+@pytest.mark.parametrize("family", OPS)
+def test_layers_computed_again_by_the_kernels_have_the_same_gradients(family, monkeypatch) -> None:
+    monkeypatch.setattr("kernels.backend.uses_triton", lambda *_, **__: True)
+    model, ids_T = make(family).train(), np.arange(14, dtype=np.int32)
+    if family == "qwen3":
+        lora = PeftConfig(rank=3, alpha=6.0, targets=("all-linear",), dropout=0.2)
+        apply_lora(model, lora, generator=torch.Generator().manual_seed(1))
+    batch = collate([shifted(str(n), ids_T[: 9 + n], np.ones(9 + n)) for n in range(4)])
+    found = []
+    for model.trunk.recompute in ("none", "selective", "all"):
+        torch.manual_seed(5)
+        token_labels(model, batch)[0].backward()
+        found.append([p.grad for p in model.parameters() if p.requires_grad])
+        model.zero_grad()
+    for kept, *again in zip(*found, strict=True):
+        assert kept.count_nonzero() or family == "qwen3"  # A has none while B is zero
+        assert all(torch.equal(kept, other) for other in again)
+
 def test_a_model_runs_as_it_is_told(monkeypatch) -> None:
     """Text too, whose steps are those of attention over a cache."""
     model, prompts = make("qwen3").eval(), [[5, 6, 7], [8]]
