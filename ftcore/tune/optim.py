@@ -23,6 +23,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from itertools import accumulate, pairwise
+from weakref import WeakMethod
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +81,7 @@ class AdamW:
         self.flat_param = self.zeros(*narrow) if narrow else None
         rounded = self._named(self.flat_param) if narrow else {}
         self.open_buffers(1)
+        collect = WeakMethod(self._collect)  # torch's hooks are in no cycle that Python sees
         for name, param in self.params.items():  # into memory that can be shared
             data, master = param.detach(), self.masters[name]
             master.copy_(data[self.rows[name]] if name in self.rows else data)
@@ -87,7 +89,7 @@ class AdamW:
             if name in self.rows:
                 home = shared_zeros(data.numel(), data.dtype).view(data.shape)
             param.data = home.copy_(data)
-            param.register_post_accumulate_grad_hook(partial(self._collect, name))
+            param.register_post_accumulate_grad_hook(lambda param, n=name: collect()(n, param))
 
     def _named(self, flat: Tensor) -> dict[str, Tensor]:
         return {n: flat[slice(*span)].view(self.shapes[n]) for n, span in self.spans.items()}

@@ -1,6 +1,8 @@
 """AdamW against torch's own, and what it keeps for 16-bit, frozen and one-axis tensors."""
 
+import gc
 import math
+import weakref
 from itertools import pairwise
 
 import pytest
@@ -310,3 +312,10 @@ def test_the_norm_of_a_long_gradient() -> None:
     optimizer = AdamW([("one", nn.Parameter(torch.ones(30_000_000)))], OPTIONS)
     optimizer.buffers[0].fill_(0.1)
     assert norm_of(optimizer) == pytest.approx(0.1 * 30_000_000**0.5, rel=2e-5)
+
+def test_an_optimiser_that_nobody_holds_is_gone() -> None:
+    """Its state too, also where its hooks are still on the parameters."""
+    model = nn.Linear(3, 2)
+    there = weakref.ref(AdamW(model.named_parameters(), OptimConfig()))
+    gc.collect()
+    assert there() is None and not model.weight.grad
