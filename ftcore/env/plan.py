@@ -1,12 +1,14 @@
 """What a run will do, said before it does it: steps, tokens, memory.
 
 The memory of a step is counted, not estimated: its forward and backward passes run on tensors that
-have sizes and no values, so all that autograd saves and all that operations make is seen."""
+have sizes and no values, so all that autograd saves and all that operations make is seen. A GPU is
+asked what they took, unless they take more than it has."""
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -20,26 +22,33 @@ MIB = 2**20
 LINEAR_TOKENS = 4096  # from here on memory grows with the tokens: chunks of logits are full
 Loss = Callable[[Model, Batch], tuple[Tensor, Tensor]]
 
-def step_bytes(model: Model, loss: Loss, documents: Sequence[Encoded]) -> dict[str, int]:
+def step_bytes(model: Model, loss: Loss, documents: Sequence[Encoded],
+               is_taken: bool = False) -> dict[str, int]:
     """Memory of forward and backward over one micro-batch: activations, kept by the trunk; logits,
-    what the loss adds; workspace, what the backward pass needs beyond both, and holes on a CPU."""
+    what the loss adds; workspace, what the backward pass needs beyond both, and holes on a CPU.
+    With `is_taken` a GPU takes the passes, and tells; raises torch.OutOfMemoryError."""
     batch, meter, marks = collate(documents).to(model.device), Meter(), []
     batch.docs.walk  # noqa: B018  # planned by values, and kept
+    cuda, start = torch.cuda, torch.cuda.memory_allocated() if is_taken else 0
+    now = (lambda: cuda.memory_allocated() - start) if is_taken else lambda: meter.live
+    most = (lambda: cuda.max_memory_allocated() - start) if is_taken else lambda: meter.peak
     with ExitStack() as undo:
         undo.callback(model.train, model.training)
         for param in filter(lambda p: p.requires_grad, model.parameters()):
             hook = param.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
             undo.callback(hook.remove)
-        undo.enter_context(model.trunk.register_forward_hook(lambda *_: marks.append(meter.live)))
+        undo.enter_context(model.trunk.register_forward_hook(lambda *_: marks.append(now())))
         model.train()
-        undo.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        undo.enter_context(meter)
+        if is_taken:
+            cuda.reset_peak_memory_stats()
+        for counts in () if is_taken else (FakeTensorMode(allow_non_fake_inputs=True), meter):
+            undo.enter_context(counts)
         loss_sum, _ = loss(model, batch)
-        forward = meter.peak
+        forward = most()
         loss_sum.backward()
-    most = heap_bytes(meter.events) if model.device.type == "cpu" else meter.peak
+    peak = heap_bytes(meter.events) if model.device.type == "cpu" else most()
     return {"activations": marks[0], "logits": forward - marks[0],
-            "workspace": max(0, most - forward)}
+            "workspace": max(0, peak - forward)}
 
 def planned(config: Run, model: nn.Module, documents: Sequence[Encoded],
             loss: Loss | None = None) -> tuple[dict[str, int], str]:
@@ -60,14 +69,19 @@ def planned(config: Run, model: nn.Module, documents: Sequence[Encoded],
             "moments": 8 * count}
     memory, more = dict(held), ""
     if loss is not None:
-        model.use_kernels("eager")  # Triton's want values; so a GPU needs less than is said
+        def counted(documents: Sequence[Encoded]) -> dict[str, int]:
+            if device.type == "cuda":
+                with suppress(torch.OutOfMemoryError):
+                    return step_bytes(model, loss, documents, is_taken=True)
+            model.use_kernels("eager")  # Triton's want values: a GPU needs less than is then said
+            return step_bytes(model, loss, documents)
         room = free_bytes(device) + (held["weights"] if device.type == "cpu" else 0)
         mine = longest[split(lengths_B[longest], shares)[0]]
         heaviest = [documents[int(mine[i])] for i in pack(lengths_B[mine], budget)[0]]
-        memory |= {name: shares * each for name, each in step_bytes(model, loss, heaviest).items()}
+        memory |= {name: shares * each for name, each in counted(heaviest).items()}
         tokens, peak = sum(map(len, heaviest)), sum(memory.values())
         many = heaviest * -(-LINEAR_TOKENS // tokens)
-        per_token = sum(step_bytes(model, loss, many).values()) / sum(map(len, many))
+        per_token = sum(counted(many).values()) / sum(map(len, many))
         fits = max(0, int((room - sum(held.values())) / shares / per_token))
         more = (f"\npredicted peak with micro-batches of {tokens:,} tokens: {peak / MIB:,.1f} MiB"
                 f" of {room / MIB:,.1f}; the largest that fit have {fits:,} tokens")

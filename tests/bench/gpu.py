@@ -3,15 +3,17 @@
     python -m tests.bench.gpu [--tune] [--record] [OP ...]
     python -m tests.bench.gpu end-to-end [SHAPE ...]     a later part alone
     python -m tests.bench.gpu decode [SHAPE ...]
+    python -m tests.bench.gpu memory [SHAPE ...]
 
 kernels.check; kernels.bench with the rivals of gpu_rivals.py; and, unless ops are named, end to
 end: training steps of models of some shapes with random weights, ours beside transformers (and
 peft, and Liger's patch) with SDPA, on the same documents. Theirs sorts the documents of a step by
 length and pads them in micro-batches; its AdamW is torch's fused one, without fp32 masters. Then
 decoding: prompts of 128 tokens, 128 more of each, greedy, in bf16, beside transformers' `generate`.
-A JSON line comes last.
+Then what `--dry-run` predicts of a step's memory beside what steps took. A JSON line comes last.
 """
 
+import gc
 import json
 import statistics
 import sys
@@ -27,12 +29,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from ftcore.cli import parse
 from ftcore.config import OptimConfig, PeftConfig
 from ftcore.data.pack import Encoded, collate, total_weight
+from ftcore.env.plan import planned
+from ftcore.env.run import RunFolder
 from ftcore.model import generate as made
 from ftcore.model.heads import Model
 from ftcore.model.load import load_model
-from ftcore.tune.loop import filled
+from ftcore.tune.loop import Loop, filled
 from ftcore.tune.optim import AdamW
 from ftcore.tune.task import choose_trainable, passes, token_labels
 from kernels import bench, check
@@ -212,6 +217,32 @@ def end_to_end(shape: Shape, device: str) -> Iterator[dict[str, Any]]:
             except Exception as error:  # a rival that is absent, or out of memory
                 print(f"    {method} {who}: {type(error).__name__}: {str(error)[:300]}", flush=True)
 
+def memory(shape: Shape, device: str) -> Iterator[dict[str, Any]]:
+    """The peak that `--dry-run` predicts, and that of four steps of two micro-batches each."""
+    todo = steps(shape.config["vocab_size"], shape.length)
+    documents = [document for step in todo[:2] for document in step]
+    for method in shape.methods:
+        words = ["pretrain", "--model.init", "random", "--peft.method", method]
+        words += ["--optim.batch-size", str(len(documents)), "--loop.max-steps", "4"]
+        words += ["--loop.micro-batch-tokens", str(STEP_TOKENS)]
+        config = parse(words).config
+        model = random_model(shape.config, device).train()
+        choose_trainable(model, config.peft, torch.Generator().manual_seed(1))
+        parts, _ = planned(config, model, documents, token_labels)
+        model.use_kernels("auto")
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        with tempfile.TemporaryDirectory() as folder, RunFolder(Path(folder, "run")) as run:
+            loop = Loop(model, token_labels, documents, config, run)
+            loop._save = lambda **options: None  # not what is measured
+            loop.train()
+        predicted, peak = sum(parts.values()) / 2**30, torch.cuda.max_memory_allocated() / 2**30
+        parts = {name: round(each / 2**30, 2) for name, each in parts.items()}
+        yield {"method": method, "parts_gib": parts, "predicted_gib": round(predicted, 2),
+               "peak_gib": round(peak, 2), "ratio": round(predicted / peak, 3)}
+        del loop, model
+        gc.collect()  # before the next is made
+
 @contextmanager
 def from_python() -> Iterator[None]:
     """Every pass of `generate` is computed from Python, none replayed."""
@@ -261,6 +292,8 @@ def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
     """Ours over the faster of theirs, by shape and method."""
     rates: dict[str, dict[str, float]] = {}
     for row in rows:
+        if "who" not in row:
+            continue
         what = row.get("method") or f"decode {row['streams']}"
         rates.setdefault(f"{row['shape']} {what}", {})[row["who"]] = row["tokens_per_s"]
     best = {name: max((r for who, r in of.items() if "ours" not in who), default=0)
@@ -272,7 +305,7 @@ def main() -> int:
     """1 where a kernel breaks the rule of kernels.check."""
     words, broken, rows = sys.argv[1:], 0, []
     names = [word for word in words if word in ops()]
-    parts = {"end-to-end": end_to_end, "decode": decoding}
+    parts = {"end-to-end": end_to_end, "decode": decoding, "memory": memory}
     if words[:1] == [] or words[0] not in parts:
         broken = check.main(names)
         bench.main([*words, "--rivals", "tests.bench.gpu_rivals"])

@@ -81,13 +81,14 @@ def test_names_of_ops_leave_out_the_training(monkeypatch) -> None:
     monkeypatch.setattr(gpu.bench, "main", lambda words: called.append(("bench", words)))
     monkeypatch.setattr(gpu, "end_to_end", lambda *_: called.append("end to end") or [])
     monkeypatch.setattr(gpu, "decoding", lambda *_: called.append("decoding") or [])
+    monkeypatch.setattr(gpu, "memory", lambda *_: called.append("memory") or [])
     monkeypatch.setattr("sys.argv", ["gpu", "rope", "swiglu", "--record"])
     assert gpu.main() == 0
     rivals = ["--rivals", "tests.bench.gpu_rivals"]
     words = ["rope", "swiglu", "--record", *rivals]
     assert called == [("check", ["rope", "swiglu"]), ("bench", words)]
     monkeypatch.setattr("sys.argv", ["gpu"])
-    every = ["end to end", "decoding"] * len(gpu.SHAPES)
+    every = ["end to end", "decoding", "memory"] * len(gpu.SHAPES)
     assert gpu.main() == 0 and called[2:] == [("check", []), ("bench", rivals), *every]
     called.clear()
     monkeypatch.setattr("sys.argv", ["gpu", "end-to-end", "8B"])

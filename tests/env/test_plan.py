@@ -102,6 +102,21 @@ def test_a_step_is_counted_as_it_happens(recompute: str) -> None:
     assert sum(parts.values()) >= meter.peak * 0.98
     assert parts["activations"] + parts["logits"] <= meter.peak * 1.02
 
+def test_a_gpu_tells_what_it_gave(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A meter stands for its allocator, which holds something already."""
+    model, documents = tiny(0.1), [document(24)] * 4
+    counted, before = step_bytes(model, token_labels, documents), 12345
+    with Meter() as meter:
+        told = {"memory_allocated": lambda: meter.live + before,
+                "max_memory_allocated": lambda: meter.peak + before,
+                "reset_peak_memory_stats": lambda: setattr(meter, "peak", meter.live)}
+        for name, tell in told.items():
+            monkeypatch.setattr(torch.cuda, name, tell)
+        parts = step_bytes(model, token_labels, documents, is_taken=True)
+    assert parts["activations"] == pytest.approx(counted["activations"], rel=0.02)
+    assert parts["logits"] == pytest.approx(counted["logits"], rel=0.02)
+    assert not model.training and all(p.grad is None for p in model.parameters())
+
 def test_the_heaviest_micro_batch_is_counted_and_the_largest_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
