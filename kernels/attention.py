@@ -57,9 +57,8 @@ class _Reorder(torch.autograd.Function):
     def forward(ctx: FunctionCtx, x_N: Tensor, order_N: Tensor, is_inverse: bool) -> Tensor:
         ctx.save_for_backward(order_N)
         ctx.is_inverse = is_inverse
-        if is_inverse:
-            return torch.empty_like(x_N).index_copy_(0, order_N, x_N)
-        return x_N.index_select(0, order_N)
+        return (torch.empty_like(x_N).index_copy_(0, order_N, x_N) if is_inverse else
+                x_N.index_select(0, order_N))
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad_N: Tensor) -> tuple[Tensor, None, None]:
@@ -200,8 +199,7 @@ def attention(q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, docs: Docs, *, is_cau
     rule = Rule(is_causal, D**-0.5 if scale is None else scale, window, softcap)
     if kernels := kernels_of("attention", impl, q_NHD, fits=D <= MAX_HEAD_WIDTH):
         return kernels.Attention.apply(q_NHD, k_NGD, v_NGD, docs, rule)
-    streams = (q_NHD, k_NGD, v_NGD)
-    groups, order_N = docs.walk
+    streams, (groups, order_N) = (q_NHD, k_NGD, v_NGD), docs.walk
     if order_N is not None:
         order_N = torch.cat([order_N, torch.arange(docs.num_tokens, N, device=q_NHD.device)])
         streams = tuple(_Reorder.apply(x_N, order_N, False) for x_N in streams)

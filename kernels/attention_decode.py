@@ -21,8 +21,7 @@ def attention_decode_reference(q_BHD: Tensor, k_PSGD: Tensor, v_PSGD: Tensor, le
                                scale: float, pages_BJ: Tensor | None = None,
                                window: int | None = None, softcap: float | None = None) -> Tensor:
     """The definition, one sequence at a time. In float64 it is the oracle."""
-    outputs = []
-    S, heads_per_group = k_PSGD.shape[1], q_BHD.shape[1] // k_PSGD.shape[2]
+    outputs, S, heads_per_group = [], k_PSGD.shape[1], q_BHD.shape[1] // k_PSGD.shape[2]
     tables = [[b] for b in range(len(q_BHD))] if pages_BJ is None else pages_BJ.tolist()
     for q_HD, table, length in zip(q_BHD, tables, lengths_B.tolist(), strict=True):
         first = 0 if window is None else max(0, length - window)
@@ -51,8 +50,7 @@ def attention_decode(q_BHD: Tensor, k_PSGD: Tensor, v_PSGD: Tensor, lengths_B: T
     masks             by S and window, filled eagerly for the next layer of the same lengths
     returns           o_BHD, compute dtype
     raises            ValueError: what kernels/attention_decode_triton.py does not take, on a GPU"""
-    B, H, D = q_BHD.shape
-    scale = D**-0.5 if scale is None else scale
+    (B, H, D), scale = q_BHD.shape, q_BHD.shape[2] ** -0.5 if scale is None else scale
     fits = D <= MAX_HEAD_WIDTH and q_BHD.itemsize < 4
     if kernels := kernels_of("attention_decode", impl, q_BHD, fits=fits):
         rule = {"scale": scale, "window": window, "softcap": softcap}

@@ -85,8 +85,7 @@ def attention_decode_triton(q_BHD: Tensor, k_PSGD: Tensor, v_PSGD: Tensor, lengt
     (B, H, D), (P, S, G, _), device = q_BHD.shape, k_PSGD.shape, q_BHD.device
     if H % G:
         raise ValueError(f"{H} query heads are not a multiple of {G} key heads")
-    cache_shape = (B if pages_BJ is None else P, S, G, D)
-    launch.check(device, cache_shape, q_BHD.dtype, k=k_PSGD, v=v_PSGD)
+    launch.check(device, (B if pages_BJ is None else P, S, G, D), q_BHD.dtype, k=k_PSGD, v=v_PSGD)
     launch.check(device, (B,), torch.int64, lengths=lengths_B)
     capacity, page_size = S, SLAB
     if pages_BJ is not None:

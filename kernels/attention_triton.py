@@ -156,8 +156,7 @@ def _dq_steps(dq, q, do, lse, delta, k_source, v_source, offs_m, tile, factor, s
         if IS_EDGE:
             offs_n = column + tl.arange(0, BLOCK_N)
             inside = (offs_n < past)[None, :]
-            sees = _sees(offs_m[:, None], offs_n[None, :], inside, window, IS_CAUSAL)
-            p = tl.where(sees, p, 0.0)
+            p = tl.where(_sees(offs_m[:, None], offs_n[None, :], inside, window, IS_CAUSAL), p, 0.0)
         ds = p * (dp - delta[:, None])
         if squash is not None:
             ds *= 1 - s * s
@@ -222,11 +221,9 @@ def _dkv_steps(dk, dv, k, v, q_source, do_source, stats_ptr, offs_n, tile, facto
         if IS_EDGE:
             offs_m = row + tl.arange(0, BLOCK_M)
             inside = (offs_m < past)[None, :]
-            sees = _sees(offs_m[None, :], offs_n[:, None], inside, window, IS_CAUSAL)
-            p = tl.where(sees, p, 0.0)
+            p = tl.where(_sees(offs_m[None, :], offs_n[:, None], inside, window, IS_CAUSAL), p, 0.0)
         dv = tl.dot(p.to(do.dtype), do, dv, input_precision="ieee")
-        dp = tl.dot(v, tl.trans(do), input_precision="ieee")
-        ds = p * (dp - delta[None, :])
+        ds = p * (tl.dot(v, tl.trans(do), input_precision="ieee") - delta[None, :])
         if squash is not None:
             ds *= 1 - s * s
         dk = tl.dot(ds.to(q.dtype), q, dk, input_precision="ieee")
@@ -329,10 +326,9 @@ class Attention(torch.autograd.Function):
         stats_HN2 = lse_HN.new_empty(*lse_HN.shape, 2)  # lse, and the delta that "dq" finds
         dq_NHD, dk_NGD, dv_NGD = (_stream(x, ctx.docs) for x in (q_NHD, k_NGD, v_NGD))
         settings = {"docs": ctx.docs, "rule": ctx.rule, "scale": ctx.rule.scale}
-        kept = [q_NHD, k_NGD, v_NGD]
-        tensors = [*kept, o_NHD, do_NHD, lse_HN, stats_HN2, dq_NHD]
+        tensors = [q_NHD, k_NGD, v_NGD, o_NHD, do_NHD, lse_HN, stats_HN2, dq_NHD]
         _launch(_attention_bwd_dq_kernel, "dq", tensors, **settings)
         if any(ctx.needs_input_grad[1:3]):
-            tensors = [*kept, do_NHD, stats_HN2, dk_NGD, dv_NGD]
+            tensors = [q_NHD, k_NGD, v_NGD, do_NHD, stats_HN2, dk_NGD, dv_NGD]
             _launch(_attention_bwd_dkv_kernel, "dkv", tensors, **settings)
         return dq_NHD, dk_NGD, dv_NGD, None, None

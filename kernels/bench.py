@@ -116,9 +116,9 @@ def record(lines: list[Row], hardware: str) -> None:
 
 def neighbours(config: Config) -> Iterator[Config]:
     """Configurations one step away: a size doubled or halved, a stage more or less."""
-    most = {"num_stages": 5, "num_warps": 32, "PER_SM": 8}
+    most = {"num_stages": 5, "AHEAD": 5, "num_warps": 32, "PER_SM": 8}
     for key, value in config.items():
-        steps = (value + 1, value - 1) if key == "num_stages" else (2 * value, value // 2)
+        steps = (value + 1, value - 1) if most.get(key) == 5 else (2 * value, value // 2)
         yield from (config | {key: step} for step in steps if 1 <= step <= most.get(key, 8192))
 
 def tune(op: str, pool: Executor) -> None:
@@ -156,8 +156,7 @@ def time_ms(op: str, sizes: Sizes) -> float:
 
 def save_configs() -> None:
     """Writes configs.toml anew, below its comment."""
-    text = CONFIGS_FILE.read_text(encoding="utf-8")
-    lines = [text[: text.index("\n[")]]
+    lines = [CONFIGS_FILE.read_text(encoding="utf-8").partition("\n[")[0]]
     for (kernel, kind), table in sorted(configs().items()):
         lines.append(f"\n[{kernel}.{kind}]")
         for limit, config in table.items():
@@ -180,10 +179,9 @@ def main(arguments: list[str] | None = None) -> int:
                 tune(op, pool)
                 save_configs()
     limits = ceilings()
-    hardware = f"{torch.cuda.get_device_name()}, torch {torch.__version__}, Triton"
     ceiling = f"copy {limits['GB/s']:.0f} GB/s, product {limits['TFLOP/s']:.0f} TFLOP/s"
-    hardware = f"{hardware} {version('triton')}; {ceiling}"
-    print(hardware)
+    hardware = f"{torch.cuda.get_device_name()}, torch {torch.__version__}, Triton"
+    print(hardware := f"{hardware} {version('triton')}; {ceiling}")
     lines, rivals = [], import_module(options.rivals).RIVALS if options.rivals else {}
     for op in options.op:
         for row in rows(op, limits, rivals.get(op, {})):

@@ -40,8 +40,7 @@ class Draw:
         self.generator = torch.Generator(self.device).manual_seed(seed)
 
     def __call__(self, *shape: int) -> Tensor:
-        wide = torch.randn(shape, generator=self.generator, device=self.device)
-        return wide.to(self.dtype)
+        return torch.randn(shape, generator=self.generator, device=self.device).to(self.dtype)
 
     def below(self, limit: int, *shape: int) -> Tensor:
         """int64 values in [0, limit)."""
@@ -100,8 +99,7 @@ def label(sizes: Sizes) -> str:
     return " ".join(f"{key}={value}" for key, value in sizes.items() if key != "lengths")
 
 def _documents(draw: Draw, sizes: Sizes) -> dict[str, Any]:
-    docs = Docs.from_lengths(sizes["lengths"], draw.device)
-    return {"docs": docs, "scale": sizes["D"] ** -0.5}
+    return {"docs": Docs.from_lengths(sizes["lengths"], draw.device), "scale": sizes["D"] ** -0.5}
 
 def _pages(draw: Draw, sizes: Sizes) -> dict[str, Any]:
     """Sequences of the most tokens, one less and so on, their pages scattered."""

@@ -60,8 +60,7 @@ def _softmax_loss(logits_JV: Tensor, labels_J: Tensor, weights_J: Tensor,
         picked_J1.lerp_(logits_JV.mean(-1, keepdim=True), smoothing)
     sums_J1 = logits_JV.exp_().sum(-1, keepdim=True)
     lse_J1 = sums_J1.log() + max_J1 if z_loss else 0.0
-    loss_J1 = sums_J1.log() - picked_J1 + z_loss * lse_J1**2
-    loss = (loss_J1 * weights_J1).sum()
+    loss = ((sums_J1.log() - picked_J1 + z_loss * lse_J1**2) * weights_J1).sum()
     if not needs_gradient:
         return loss, None
     dlogits_JV = logits_JV.mul_(weights_J1 * (1 + 2 * z_loss * lse_J1) / sums_J1)

@@ -97,9 +97,8 @@ class Docs:
             slots_N = inside_BT.flatten().nonzero().squeeze(1)
             order.append((starts[rows_B][:, None] + column_T)[inside_BT])
             first_B = (lengths_B.cumsum(0) - lengths_B) * (lengths_B > 0)
-            tokens_BT = first_B[:, None] + column_T * inside_BT
+            tokens = (first_B[:, None] + column_T * inside_BT).flatten().to(device)
             lengths_B = None if inside_BT.all() else lengths_B.clamp(min=1).to(device)
-            tokens = tokens_BT.flatten().to(device)
             groups.append(Group(count, length, slots_N.to(device), tokens, lengths_B))
         is_sorted = all(a >= b for a, b in pairwise(self.lengths))
         return tuple(groups), None if is_sorted else torch.cat(order).to(device)

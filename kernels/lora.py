@@ -25,8 +25,7 @@ def lora_linear_reference(x_NC: Tensor, weight_OC: Tensor, a_RC: Tensor, b_OR: T
                           bias_O: Tensor | None = None, scale: float) -> Tensor:
     """The definition, without dropout. In float64 it is the oracle."""
     h_NR = x_NC @ a_RC.to(x_NC.dtype).T
-    y_NO = F.linear(x_NC, weight_OC, bias_O)
-    return y_NO + scale * h_NR @ b_OR.to(x_NC.dtype).T
+    return F.linear(x_NC, weight_OC, bias_O) + scale * h_NR @ b_OR.to(x_NC.dtype).T
 
 class _LoRALinear(torch.autograd.Function):
     """One node for both maps: they read x once more in the backward pass, and add into one dx.

@@ -184,8 +184,7 @@ class LoRALinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: FunctionCtx, dy_NO: Tensor) -> tuple[Tensor | None, ...]:
         x_NC, weight_OC, a_RC, sb_OR, h_NR, seed = ctx.saved_tensors
-        scale, dropout = ctx.rule
-        needs_dx, needs_dw, _, _, needs_dbias, _ = ctx.needs_input_grad
+        (scale, dropout), (needs_dx, needs_dw, *_, needs_dbias, _) = ctx.rule, ctx.needs_input_grad
         dy_NO = dy_NO.contiguous()
         if len(a_RC) <= FUSED_RANK:
             dh_NR, db_OR = _launch_dh_db(dy_NO, sb_OR, h_NR)

@@ -47,14 +47,14 @@ def _norm_fwd_kernel(x_ptr, residual_ptr, weight_ptr, bias_ptr, y_ptr, sum_ptr, 
 @triton.jit
 def _norm_bwd_kernel(dy_ptr, x_ptr, weight_ptr, mean_ptr, rstd_ptr, dsum_ptr, dx_ptr, dweight_ptr,
                      dbias_ptr, N, C, offset, IS_CENTRED: tl.constexpr, BLOCK_N: tl.constexpr,
-                     BLOCK_C: tl.constexpr):
+                     BLOCK_C: tl.constexpr, AHEAD: tl.constexpr = 1):
     pid = tl.program_id(0)
     offs_c = tl.arange(0, BLOCK_C)
     in_c = offs_c < C
     gain = tl.load(weight_ptr + offs_c, mask=in_c, other=0.0).to(tl.float32) + offset
     dweight = tl.zeros([BLOCK_N, BLOCK_C], tl.float32)
     dbias = tl.zeros([BLOCK_N, BLOCK_C], tl.float32)
-    for tile in range(pid, tl.cdiv(N, BLOCK_N), tl.num_programs(0)):
+    for tile in tl.range(pid, tl.cdiv(N, BLOCK_N), tl.num_programs(0), num_stages=AHEAD):
         offs_n = tile * BLOCK_N + tl.arange(0, BLOCK_N)
         in_n = offs_n < N
         inside = in_n[:, None] & in_c
@@ -82,16 +82,32 @@ def _norm_bwd_kernel(dy_ptr, x_ptr, weight_ptr, mean_ptr, rstd_ptr, dsum_ptr, dx
     if dbias_ptr is not None:
         tl.store(dbias_ptr + pid * C + offs_c, tl.sum(dbias, 0), mask=in_c)
 
+@triton.jit
+def _fold_kernel(parts_ptr, sum_ptr, P, C, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
+    offs_c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    total = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
+    for first_p in range(0, P, BLOCK_P):
+        offs_p = (first_p + tl.arange(0, BLOCK_P))[:, None]
+        inside = (offs_p < P) & (offs_c < C)
+        total += tl.load(parts_ptr + offs_p * C + offs_c, mask=inside, other=0.0)
+    tl.store(sum_ptr + offs_c, tl.sum(total, 0).to(sum_ptr.dtype.element_ty), mask=offs_c < C)
+
+def folded(parts: Tensor, dtype: torch.dtype) -> Tensor:
+    """The sum of fp32 partial sums over their first axis, in the same order in every run."""
+    total = torch.empty(parts.shape[1:], dtype=dtype, device=parts.device)
+    with torch.cuda.device_of(parts):
+        _fold_kernel[(triton.cdiv(total.numel(), 16),)](
+            parts, total, len(parts), total.numel(), BLOCK_P=64, BLOCK_C=16, num_warps=4)
+    return total
+
 def _launch_fwd(x_NC: Tensor, residual_NC: Tensor | None, weight_C: Tensor, bias_C: Tensor | None,
                 rule: tuple[float, float, bool]) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     """y, x (plus the residual), the means where they are taken away, and 1 / std."""
-    eps, offset, is_centred = rule
-    C = x_NC.shape[-1]
+    (eps, offset, is_centred), C = rule, x_NC.shape[-1]
     launch.check(x_NC.device, (C,), weight=weight_C, bias=bias_C)
     launch.check(x_NC.device, x_NC.shape, x_NC.dtype, residual=residual_NC)
     config = launch.config_of("norm_fwd", C, x_NC.device)
-    N = x_NC.numel() // C
-    y_NC = torch.empty_like(x_NC)
+    N, y_NC = x_NC.numel() // C, torch.empty_like(x_NC)
     sum_NC = x_NC if residual_NC is None else torch.empty_like(x_NC)
     rstd_N = torch.empty(N, dtype=torch.float32, device=x_NC.device)
     mean_N = torch.empty_like(rstd_N) if is_centred else None
@@ -107,8 +123,7 @@ def _launch_bwd(dy_NC: Tensor, dsum_NC: Tensor | None, saved: tuple[Tensor, ...]
     """dx, and where they are asked for dw and db."""
     x_NC, weight_C, mean_N, rstd_N = saved
     N, C, device = len(rstd_N), len(weight_C), x_NC.device
-    shape = "" if any(needs) else "frozen"
-    config = dict(launch.config_of("norm_bwd", C, device, shape=shape))
+    config = dict(launch.config_of("norm_bwd", C, device, shape="" if any(needs) else "frozen"))
     P = launch.num_programs(triton.cdiv(N, config["BLOCK_N"]), config.pop("PER_SM"), device)
     dx_NC = torch.empty_like(x_NC)
     sums_PC = [torch.empty(P, C, dtype=torch.float32, device=device) if n else None for n in needs]
@@ -117,7 +132,7 @@ def _launch_bwd(dy_NC: Tensor, dsum_NC: Tensor | None, saved: tuple[Tensor, ...]
             dy_NC.contiguous(), x_NC, weight_C, mean_N, rstd_N,
             None if dsum_NC is None else dsum_NC.contiguous(), dx_NC, *sums_PC, N, C, offset,
             IS_CENTRED=mean_N is not None, BLOCK_C=triton.next_power_of_2(C), **config)
-    return dx_NC, *(None if x_PC is None else x_PC.sum(0).to(weight_C.dtype) for x_PC in sums_PC)
+    return dx_NC, *(None if x_PC is None else folded(x_PC, weight_C.dtype) for x_PC in sums_PC)
 
 class Norm(torch.autograd.Function):
     """`rms_norm` and `layer_norm` by the kernels; with a residual, two outputs.

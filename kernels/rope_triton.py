@@ -16,11 +16,13 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from kernels import launch
+from kernels.norm_triton import folded
 
 @triton.jit
 def _rope_kernel(x_ptr, cos_ptr, sin_ptr, y_ptr, weight_ptr, saved_ptr, dweight_ptr, num_rows,
                  num_steps, H, D, E, eps, offset, stride_xn, stride_xh, stride_sn, stride_sh,
-                 IS_BACKWARD: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_E: tl.constexpr):
+                 IS_BACKWARD: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_E: tl.constexpr,
+                 AHEAD: tl.constexpr = 1):
     # backward, x and y are dy and dx, and `saved` is the x that was normed
     pid = tl.program_id(0)
     offs_e = tl.arange(0, BLOCK_E)
@@ -30,7 +32,8 @@ def _rope_kernel(x_ptr, cos_ptr, sin_ptr, y_ptr, weight_ptr, saved_ptr, dweight_
         gain2 = tl.load(weight_ptr + E + offs_e, mask=in_e, other=0.0).to(tl.float32) + offset
     dweight1 = tl.zeros([BLOCK_R, BLOCK_E], tl.float32)
     dweight2 = tl.zeros([BLOCK_R, BLOCK_E], tl.float32)
-    for step in range(num_steps):  # cost: Triton compiles a single step without the loop
+    # cost: Triton compiles a single step without the loop
+    for step in tl.range(num_steps, num_stages=AHEAD):
         offs_r = (pid + step * tl.num_programs(0)) * BLOCK_R + tl.arange(0, BLOCK_R)
         in_r = (offs_r < num_rows)[:, None]
         inside = in_r & in_e
@@ -95,7 +98,7 @@ def _launch(x_NHD: Tensor, cos_sin_2NE: Tensor, weight_D: Tensor | None, saved_N
             N * H, triton.cdiv(tiles, P), H, D, E, *rule,
             *x_NHD.stride()[:2], *(0, 0) if saved_NHD is None else saved_NHD.stride()[:2],
             IS_BACKWARD=is_backward, BLOCK_E=triton.next_power_of_2(E), **config)
-    return y_NHD, None if dweight_PD is None else dweight_PD.sum(0).to(weight_D.dtype)
+    return y_NHD, None if dweight_PD is None else folded(dweight_PD, weight_D.dtype)
 
 class RopeTriton(torch.autograd.Function):
     """`rope`, or with a weight and the rule (eps, offset) `norm_rope`. Keeps the angles, since the

@@ -124,8 +124,7 @@ def next_tokens(logits_BV: Tensor, drafts: Sequence[Draft]) -> list[Token | None
             if drafts[b].sampling.cuts:
                 z_MV[m], heat[m] = drafts[b].sampling.cut(z_MV[m]), 1.0
         chance_M = np.array([drafts[b].chance_T[len(drafts[b].answer)] for b in rows])
-        heat_M1 = torch.tensor(heat, device=z_MV.device)[:, None]
-        ids_B[rows] = drawn(z_MV, heat_M1, chance_M)
+        ids_B[rows] = drawn(z_MV, torch.tensor(heat, device=z_MV.device)[:, None], chance_M)
     counts = {b: draft.sampling.num_top for b, draft in enumerate(drafts)
               if draft.sampling.num_top is not None}
     told = with_logprobs(logits_BV, ids_B, counts)

@@ -158,7 +158,8 @@ class Compiled:
     def compile(self, *args: Any, **kwargs: Any) -> None:
         launched = ("num_warps", "num_stages", "enable_fp_fusion")
         options = {name: kwargs.pop(name) for name in launched if name in kwargs}
-        values = dict(zip(self.kernel.arg_names, args, strict=False)) | kwargs
+        values = {p.name: p.default for p in self.kernel.params if p.has_default}
+        values |= dict(zip(self.kernel.arg_names, args, strict=False)) | kwargs
         signature, constants, attrs = {}, {}, {}
         for place, param in enumerate(self.kernel.params):
             value = values[param.name]

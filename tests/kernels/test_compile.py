@@ -27,6 +27,7 @@ SHARED_BYTES = {80: 163 * KIB, 86: 99 * KIB, 90: 227 * KIB, 100: 227 * KIB, 120:
 
 # The side on which these move a quarter of the other's bytes, or less.
 NARROW = {
+    "_fold_kernel": "stores",
     "_attention_decode_sum_kernel": "stores",
     "_lora_shrink_kernel": "stores",
 }
