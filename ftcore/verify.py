@@ -20,9 +20,8 @@ from ftcore.env.run import RunFolder
 from ftcore.errors import ModelError
 from ftcore.evaluate import evaluator, report
 from ftcore.model.load import LoadedModel
-from ftcore.tune import adapter, checkpoint, lora
+from ftcore.tune import adapter, checkpoint, lora, task
 from ftcore.tune.loop import Loop
-from ftcore.tune.task import TaskKind
 from ftcore.tune.workers import Workers
 
 TOKENS = 2048  # of the rows that it is tried on, together; two rows at least, 16 at most
@@ -32,7 +31,7 @@ NEAR, EXACT = 1e-5, 0.0  # relative distances: what sums in another order may co
 Claim = tuple[str, float, float]  # what must not change a result, how far it did, how far it may
 
 class Verifier:
-    def __init__(self, config: Run, kind: TaskKind, loaded: LoadedModel, tokenizer: Tokenizer,
+    def __init__(self, config: Run, kind: task.TaskKind, loaded: LoadedModel, tokenizer: Tokenizer,
                  data: store.Prepared, work: Path) -> None:
         self.config, self.kind, self.loaded, self.tokenizer = config, kind, loaded, tokenizer
         self.data, self.work, self.model = data, work, loaded.model.eval()

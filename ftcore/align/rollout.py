@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from ftcore.align.objective import Control
-from ftcore.align.rewards import Rewards
+from ftcore.align import objective, rewards
 from ftcore.config import PpoRun
 from ftcore.data.chat import encode_prompt
 from ftcore.data.columns import Chat, RowError, place
@@ -52,7 +51,7 @@ class Actor:
             what = f"ppo.advantage = {ppo.advantage} compares answers to one prompt, without values"
             raise ConfigError(f"{what}: --rollout.samples must be 2 or more, --ppo.critic-warmup 0")
         self.model, self.tokenizer, self.config = model, tokenizer, config
-        self.rewards = Rewards(config.reward)
+        self.rewards = rewards.Rewards(config.reward)
         self.prompts = [*map(self._prompt, data.train.chats)]
         self.judges = [*map(self._prompt, data.dev.chats)]
 
@@ -86,7 +85,7 @@ class Actor:
             found.append(Episode(document, len(ids), has_ended, float(scores[i]), said))
         return found
 
-    def shaped(self, episodes: Sequence[Episode], control: Control) -> dict[str, float]:
+    def shaped(self, episodes: Sequence[Episode], control: objective.Control) -> dict[str, float]:
         """Take penalties off the scores, scale and bound them; returns what is logged of all."""
         rule, raw = self.config.reward, [episode.score for episode in episodes]
         for e in episodes:

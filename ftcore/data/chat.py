@@ -75,9 +75,8 @@ def generation_prompt(tokenizer: Tokenizer) -> str:
     """What the template writes after a user's turn to ask for an answer: whatever differs from the
     text that does not ask, which Phi-3 ends with eos."""
     question: list[Message] = [{"role": "user", "content": "x"}]
-    asked = render_text(question, tokenizer)
     prompted = render_text(question, tokenizer, add_generation_prompt=True)
-    return prompted[len(os.path.commonprefix([asked, prompted])) :]
+    return prompted[len(os.path.commonprefix([render_text(question, tokenizer), prompted])) :]
 
 def _changed_span(text: str, mark: str, other: str, content: str) -> Span:
     """Span that is the mark in another rendering, checked to hold text of the content."""

@@ -155,13 +155,11 @@ def _runs(train: Sequence[str], held: Sequence[str]) -> Iterator[tuple[str, str,
     for part in _chunks([len(form) for form in train]):
         grams_N, counts_B = _grams(train[part], RUN, False)
         known_at_N = np.minimum(np.searchsorted(known_N, grams_N), len(known_N) - 1)
-        is_known_N = known_N[known_at_N] == grams_N
         text_N = np.repeat(np.arange(part.start, part.stop), counts_B)
-        found.append(np.stack([text_N, known_at_N])[:, is_known_N])
+        found.append(np.stack([text_N, known_at_N])[:, known_N[known_at_N] == grams_N])
     found_2M = np.concatenate(found, axis=1)
     num_texts_N = np.bincount(np.unique(found_2M, axis=1)[1], minlength=len(known_N))
-    is_rare_N = num_texts_N <= max(SMALL, COMMON * len(train))
-    text_M, run_M = found_2M[:, is_rare_N[found_2M[1]]]
+    text_M, run_M = found_2M[:, (num_texts_N <= max(SMALL, COMMON * len(train)))[found_2M[1]]]
     texts, firsts = np.unique(text_M, return_index=True)
     for text, first in zip(texts, first_N[run_M[firsts]], strict=True):
         twin = np.searchsorted(starts_B, first, "right") - 1

@@ -13,8 +13,7 @@ import jinja2
 import numpy as np
 
 from ftcore import builtin, files
-from ftcore.data import encode, pack, read
-from ftcore.data.columns import Chat, DataConfig, Rejected, place, reasons
+from ftcore.data import columns, encode, pack, read
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import DataError
 
@@ -38,7 +37,7 @@ class Prepared:
 
     def summary(self) -> str:
         """What was read and lost, for people: one line for each split, then what else was found."""
-        return rendered("summary.txt", data=self, losses=losses, reasons=reasons).rstrip("\n")
+        return rendered("summary.txt", data=self, losses=losses, reasons=columns.reasons).rstrip()
 
     def write(self, folder: Path, *, resumes: bool = False) -> None:
         """Write the account into a run's data/. Raises DataError: it began with other rows."""
@@ -50,12 +49,12 @@ class Prepared:
                  for name, split in self.splits() for what, found in losses(split) for row in found]
         files.write_file(folder / "rejected.jsonl", "".join(lines))
         account = {**self.notes, "funnel": {name: funnel(s) for name, s in self.splits()},
-                   "not_whole": {name: dict(reasons(s.cut)) for name, s in self.splits()}}
+                   "not_whole": {name: dict(columns.reasons(s.cut)) for name, s in self.splits()}}
         files.write_file(folder / FUNNEL, json.dumps(account, indent=1))
         write_page(folder)
 
 KIND = "kind of ftcore"  # a key that no label has
-KINDS = {kind.__name__: kind for kind in (Prepared, encode.Split, Rejected, Chat)}
+KINDS = {kind.__name__: kind for kind in (Prepared, encode.Split, columns.Rejected, columns.Chat)}
 
 def read_account(folder: Path) -> dict[str, Any]:
     path = folder / FUNNEL
@@ -71,7 +70,7 @@ def rendered(template: str, folder: Path = HERE, /, **values: Any) -> str:
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader([folder, HERE]), **shape)
     return environment.get_template(template).render(**values)
 
-def losses(split: encode.Split) -> list[tuple[str, list[Rejected]]]:
+def losses(split: encode.Split) -> list[tuple[str, list[columns.Rejected]]]:
     return [("left out", split.rejected), ("cut", split.cut)]
 
 def funnel(split: encode.Split) -> list[dict[str, Any]]:
@@ -79,8 +78,8 @@ def funnel(split: encode.Split) -> list[dict[str, Any]]:
     steps, rows = [], split.num_rows
     for step in STEPS:
         lost = [row for row in split.rejected if row.step == step]
-        named = {row.reason: f"{place(row)} {row.detail[:200]}" for row in reversed(lost)}
-        why = [{"reason": r, "rows": count, "such as": named[r]} for r, count in reasons(lost)]
+        named = {row.reason: f"{columns.place(row)} {row.detail[:200]}" for row in reversed(lost)}
+        why = [{"reason": r, "rows": n, "such as": named[r]} for r, n in columns.reasons(lost)]
         before, rows = rows, rows - len({(row.file, row.line) for row in lost})
         steps.append({"step": step, "in": before, "out": rows, "lost": why})
     return steps
@@ -102,7 +101,7 @@ def statistics(split: encode.Split, tokenizer: Tokenizer, labels: encode.Names) 
         found["unknown share"] = round(float(unknown.mean()), 6)
     return found
 
-def key(config: DataConfig, tokenizer: Tokenizer, seed: int) -> str:
+def key(config: columns.DataConfig, tokenizer: Tokenizer, seed: int) -> str:
     """32 hex digits of all that `prepared` depends on; DataError: a data file cannot be read."""
     ends = ("py", "toml", "gz")
     code = sorted(p for folder in CODE for end in ends for p in folder.rglob(f"*.{end}"))

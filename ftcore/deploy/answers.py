@@ -25,8 +25,7 @@ from typing import Any
 import numpy as np
 
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.deploy.engine import Finish, Job
-from ftcore.deploy.http import Exchange
+from ftcore.deploy import engine, http
 from kernels.sampling import Token
 
 REFERENCE = "reference.jsonl"  # records of dev rows, in a run and in its bundle
@@ -116,8 +115,8 @@ class Answers:
     """The choices of one request, a job each: `take` is given what the engine says, `end` returns
     all of it, or None where it was sent in events."""
 
-    def __init__(self, x: Exchange, jobs: Sequence[Job], fields: Mapping[str, Any], served: Served,
-                 tells_logprobs: bool, echoes: Sequence[Sequence[Token]]) -> None:
+    def __init__(self, x: http.Exchange, jobs: Sequence[engine.Job], fields: Mapping[str, Any],
+                 served: Served, tells_logprobs: bool, echoes: Sequence[Sequence[Token]]) -> None:
         self.x, self.is_chat, self.streams = x, "messages" in fields, fields["stream"]
         self.tells_usage = bool(fields["stream_options"].get("include_usage"))
         self.tells_logprobs = tells_logprobs
@@ -131,9 +130,9 @@ class Answers:
                         for job, echo in zip(jobs, echoes, strict=True)}
         self.jobs, self.firsts = jobs, jobs[:: fields["n"]]  # firsts: of each prompt
 
-    def take(self, job: Job, word: Token | Finish) -> bool:
+    def take(self, job: engine.Job, word: Token | engine.Finish) -> bool:
         """Whether the job shall end, because a stop string was met."""
-        choice, is_last = self.choices[job], isinstance(word, Finish)
+        choice, is_last = self.choices[job], isinstance(word, engine.Finish)
         if is_last:
             choice.end(word.reason)
         elif not choice.reason:
@@ -168,7 +167,7 @@ class Answers:
         event = {**self.head, "choices": choices} | ({"usage": usage} if self.tells_usage else {})
         self.x.send(json.dumps(event).encode())
 
-    def _told(self, job: Job, is_last: bool) -> dict[str, Any]:
+    def _told(self, job: engine.Job, is_last: bool) -> dict[str, Any]:
         """A choice, or what is new in it."""
         choice = self.choices[job]
         told = {"index": self.jobs.index(job), "finish_reason": choice.reason if is_last else None,
@@ -181,7 +180,7 @@ class Answers:
         delta = {} if choice.told else {"role": "assistant", "content": ""}
         return told | {"delta": delta | ({"content": choice.text} if choice.text else {})}
 
-def text_figures(job: Job, tokenizer: Tokenizer) -> Record:
+def text_figures(job: engine.Job, tokenizer: Tokenizer) -> Record:
     unknown, ids = tokenizer.special.get("unk_token"), job.ids
     share = {"unknown": ids.count(tokenizer.id_of(unknown)) / len(ids)} if unknown else {}
     return {"prompt_tokens": len(ids), **share, "embedding": job.embedding}

@@ -28,10 +28,8 @@ import torch
 
 from ftcore.errors import ModelError
 from ftcore.model import generate, heads, transformer
-from kernels.attention_cache import Cache
-from kernels.attention_prefix import Prefixes
+from kernels import attention_cache, attention_prefix, memory
 from kernels.docs import Docs, rounded
-from kernels.memory import reuse_across_steps
 from kernels.sampling import Draft, Sampling, Token, next_tokens, with_logprobs
 
 MOST_FAILURES = 3  # steps in a row that nothing gets through
@@ -86,13 +84,13 @@ class Engine:
 
     def __post_init__(self) -> None:
         transformer.pack_linears(self.model.eval())
-        self.cache = Cache(self.model.spec.num_layers, self.model.device)
+        self.cache = attention_cache.Cache(self.model.spec.num_layers, self.model.device)
         if self.model.trunk.routes is not None:
             self.cache.replays = None  # a graph would keep the routes of its first pass
         self.running: list[Job] = []  # in the order they came
         self.waiting: deque[Job] = deque()
-        self.prefixes, self.prefix_asked, self.prefix_found = Prefixes(self.prefix_tokens), 0, 0
-        self.num_steps = self.errors = self.failures = 0
+        self.prefixes = attention_prefix.Prefixes(self.prefix_tokens)
+        self.num_steps = self.errors = self.failures = self.prefix_asked = self.prefix_found = 0
         self.step_seconds, self.beat, self.is_stopping = 0.0, time.monotonic(), False
         self.news, self.canary = threading.Event(), ""
         self.canary_at, self.canary_nll, self.canary_flips = 0.0, None, 0
@@ -109,7 +107,7 @@ class Engine:
 
     def start(self, deliver: Callable[[Said], None]) -> None:
         """Begin; `deliver` is called once a step, in the engine's thread, with what is said."""
-        reuse_across_steps()
+        memory.reuse_across_steps()
         threads = self.threads or torch.get_num_threads()
         self.thread = threading.Thread(target=self._live, args=(deliver, threads), daemon=True)
         self.thread.start()
@@ -269,8 +267,7 @@ class Engine:
         inputs = tokens_N, docs.positions_N(), torch.zeros_like(tokens_N), docs
         self._route(jobs, docs.lengths)
         if model.task == "classify":
-            h_MC = model.trunk(*inputs, rows_M=model.head.rows(docs))
-            x_BC = model.head.features(h_MC, docs)
+            x_BC = model.head.features(model.trunk(*inputs, rows_M=model.head.rows(docs)), docs)
             scores_BK = model.head.last(x_BC)
         elif model.spec.is_causal and all(job.num_top is None for job in jobs):
             x_BC = scores_BK = model.trunk(*inputs, rows_M=docs.last_B())

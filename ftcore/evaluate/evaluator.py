@@ -16,16 +16,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ftcore.config import DpoConfig, EvalConfig, RewardConfig
+from ftcore.data import columns, prepare
 from ftcore.data.chat import encode_prompt
-from ftcore.data.columns import Chat
 from ftcore.data.encode import Names, Split
 from ftcore.data.pack import Batch, Encoded, apart, collate, pack
-from ftcore.data.prepare import clusters
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ModelError
 from ftcore.evaluate import metrics
-from ftcore.model import generate, transformer
-from ftcore.model.heads import Model
+from ftcore.model import generate, heads, transformer
 from ftcore.tune.task import document_logits, hidden
 
 PROMPTS_AT_ONCE = 256
@@ -50,7 +48,7 @@ class Judged:
     def clusters_B(self) -> np.ndarray:
         """A number (int) for each row, the same for rows of nearly the same text."""
         texts = self.texts()
-        numbers = dict(zip(texts, clusters([*texts.values()]), strict=True))
+        numbers = dict(zip(texts, prepare.clusters([*texts.values()]), strict=True))
         return np.array([numbers[row_id] for row_id in self.row_ids])
 
     @property
@@ -62,14 +60,14 @@ class Judged:
 def root_of(row_id: str) -> str:
     return row_id.partition(":")[0]
 
-def streams(model: Model, documents: Sequence[Encoded],
+def streams(model: heads.Model, documents: Sequence[Encoded],
             max_tokens: int) -> Iterator[tuple[list[int], Batch]]:
     """Documents as batches of at most `max_tokens`, each with its documents' indices."""
     for indices in pack(list(map(len, documents)), max_tokens):
         some = [documents[i] for i in indices]
         yield indices, collate(some, is_causal=model.spec.is_causal).to(model.device)
 
-def all_logits(model: Model, documents: Sequence[Encoded], max_tokens: int) -> Tensor:
+def all_logits(model: heads.Model, documents: Sequence[Encoded], max_tokens: int) -> Tensor:
     """logits_BK of documents, or logits_MK of their scored tokens, in order; fp32 on the CPU."""
     documents, logits = apart(documents), {}
     for indices, batch in streams(model, documents, max_tokens):
@@ -97,7 +95,7 @@ def with_loss(loss_B: np.ndarray, of: Callable[..., Mapping[str, float]],
     return lambda rows_M: {"loss": float(loss_B[rows_M].mean()),
                            **of(*(x_B[rows_M] for x_B in columns))}
 
-def evaluate_classes(model: Model, split: Split, max_tokens: int, labels: Names) -> Judged:
+def evaluate_classes(model: heads.Model, split: Split, max_tokens: int, labels: Names) -> Judged:
     """Predicted class of each document; the loss in nats a document."""
     log_p_BK = all_logits(model, split.documents, max_tokens).double().log_softmax(-1).numpy()
     target_B = np.array([document.labels for document in split.documents])
@@ -111,7 +109,7 @@ def evaluate_classes(model: Model, split: Split, max_tokens: int, labels: Names)
     more["temperature"] = metrics.temperature(target_B, log_p_BK)
     return Judged(ids_of(split), figures, columns, totals(*sides), target_B == predicted_B, more)
 
-def evaluate_label_sets(model: Model, split: Split, max_tokens: int, labels: Names) -> Judged:
+def evaluate_label_sets(model: heads.Model, split: Split, max_tokens: int, labels: Names) -> Judged:
     """Predicted labels of each document, those above probability 1/2; the loss in nats a label."""
     logits_BK = all_logits(model, split.documents, max_tokens).double()
     has_BK = torch.from_numpy(np.stack([document.labels for document in split.documents])).double()
@@ -125,7 +123,7 @@ def evaluate_label_sets(model: Model, split: Split, max_tokens: int, labels: Nam
     right_B = (target_BK == predicted_BK).all(1)
     return Judged(ids_of(split), figures, columns, metrics.label_totals(*sides), right_B)
 
-def evaluate_scores(model: Model, split: Split, max_tokens: int, labels: Names) -> Judged:
+def evaluate_scores(model: heads.Model, split: Split, max_tokens: int, labels: Names) -> Judged:
     """Predicted score of each document; the loss a mean squared error."""
     (predicted_B,) = all_logits(model, split.documents, max_tokens).double().numpy().T
     target_B = np.array(targets := [document.labels for document in split.documents])
@@ -133,7 +131,7 @@ def evaluate_scores(model: Model, split: Split, max_tokens: int, labels: Names) 
                         target_B, predicted_B)
     return Judged(ids_of(split), figures, {labels[0]: targets, "predicted": predicted_B.tolist()})
 
-def scored_tokens(model: Model, documents: Sequence[Encoded], max_tokens: int) -> np.ndarray:
+def scored_tokens(model: heads.Model, documents: Sequence[Encoded], max_tokens: int) -> np.ndarray:
     """Of each document the loss (nats) and weight of its scored tokens, sums_B2."""
     sums_B2 = np.zeros((len(documents), 2))
     for indices, batch in streams(model, documents, max_tokens):
@@ -146,7 +144,7 @@ def scored_tokens(model: Model, documents: Sequence[Encoded], max_tokens: int) -
     require_finite(documents, sums_B2[:, 0])
     return sums_B2
 
-def evaluate_language(model: Model, split: Split, max_tokens: int, labels: Names) -> Judged:
+def evaluate_language(model: heads.Model, split: Split, max_tokens: int, labels: Names) -> Judged:
     """Token-weighted loss and perplexity; a text is one row; bits per byte, if bytes are known."""
     sums_D2, rows = scored_tokens(model, split.documents, max_tokens), dict[str, np.ndarray]()
     for id_, sums_2 in zip(map(root_of, ids_of(split)), sums_D2, strict=True):
@@ -155,14 +153,14 @@ def evaluate_language(model: Model, split: Split, max_tokens: int, labels: Names
     return Judged([*rows], lambda rows_M: metrics.perplexity(*sums_B2[rows_M].sum(0)),
                   more=metrics.perplexity(*sums_D2.sum(0), split.num_bytes))
 
-def log_ratios(model: Model, pairs: Sequence[Encoded], max_tokens: int,
+def log_ratios(model: heads.Model, pairs: Sequence[Encoded], max_tokens: int,
                length_normalised: bool) -> np.ndarray:
     """How much likelier each chosen answer is than the rejected one: nats, or nats a token."""
     nll_D, counts_D = scored_tokens(model, apart(pairs), max_tokens).T
     said_B2 = -(nll_D / counts_D if length_normalised else nll_D).reshape(-1, 2)
     return said_B2[:, 0] - said_B2[:, 1]
 
-def evaluate_pairs(model: Model, split: Split, max_tokens: int, labels: Names, *,
+def evaluate_pairs(model: heads.Model, split: Split, max_tokens: int, labels: Names, *,
                    options: RewardConfig | DpoConfig) -> Judged:
     """Which answer of each pair is preferred, by the gap of its scores, or of its log-ratio and the
     reference's; a tie is half right. The loss is that of training; ece that of sigmoid(beta gap);
@@ -199,7 +197,7 @@ JUDGES: Mapping[str | None, Callable[..., Judged]] = {  # by HF's `problem_type`
     "single_label_classification": evaluate_classes, "regression": evaluate_scores,
     "multi_label_classification": evaluate_label_sets, None: evaluate_language}
 
-def continued(model: Model, tokenizer: Tokenizer, prompts: Sequence[np.ndarray],
+def continued(model: heads.Model, tokenizer: Tokenizer, prompts: Sequence[np.ndarray],
               max_new_tokens: int, *, temperature: float = 1.0,
               chance_BT: np.ndarray | None = None) -> list[list[int]]:
     """Ids that continue each prompt (ids), some prompts at a time: see `generate`."""
@@ -217,8 +215,8 @@ def spoken(ids: Sequence[int], tokenizer: Tokenizer) -> str:
     """An answer as text, without the token that ends it."""
     return tokenizer.decode([id_ for id_ in ids if id_ not in tokenizer.stop_ids])
 
-def with_answers(judged: Judged, model: Model, tokenizer: Tokenizer, chats: Sequence[Chat],
-                 config: EvalConfig) -> Judged:
+def with_answers(judged: Judged, model: heads.Model, tokenizer: Tokenizer,
+                 chats: Sequence[columns.Chat], config: EvalConfig) -> Judged:
     """With what is said of each chat, greedy answers against expected last turns."""
     prompts = [encode_prompt(chat.messages[:-1], tokenizer) for chat in chats]
     asked, targets = ([chat.messages[turn]["content"] for chat in chats] for turn in (-2, -1))

@@ -254,8 +254,7 @@ class Suite:
         """What is told of classes, where the task has them."""
         if judged.totals_3K is None:
             return
-        rows = metrics.by_class(self.labels, judged.totals_3K)
-        yield f"by class\n{per_class_table(rows)}"
+        yield f"by class\n{per_class_table(metrics.by_class(self.labels, judged.totals_3K))}"
         if "label" in judged.columns:  # one a row
             yield f"most confused\n{confusion_table(judged.rows, judged.texts())}"
             if len(self.labels) == 2:

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ftcore.model.transformer import Linear, ModelSpec, Norm, Transformer
-from kernels.backend import Impl
-from kernels.cross_entropy import linear_cross_entropy, row_losses
+from kernels import backend, cross_entropy
 from kernels.docs import Docs
 from kernels.dropout import dropout
 from kernels.softcap import capped
@@ -70,12 +69,12 @@ class Head(nn.Module):
         """Cross-entropy of the rows, or documents, as (sum, weight)."""
         x_MC, weight_VC, bias_V = self.last.cast(self.features(h_MC, docs))
         rule = {"bias_V": bias_V, "softcap": self.softcap, "impl": self.last.impl}
-        return linear_cross_entropy(x_MC, weight_VC, labels_M, weights_M, **rule)
+        return cross_entropy.linear_cross_entropy(x_MC, weight_VC, labels_M, weights_M, **rule)
 
     def token_losses(self, h_MC: Tensor, labels_M: Tensor) -> Tensor:
         """Cross-entropy of each row by itself, without gradients; fp32, or float64."""
         x_MC, weight_VC, bias_V = self.last.cast(self.features(h_MC, None))
-        return row_losses(x_MC, weight_VC, labels_M, bias_V, self.softcap)
+        return cross_entropy.row_losses(x_MC, weight_VC, labels_M, bias_V, self.softcap)
 
 class Model(nn.Module):
     """A transformer and the head of its task, none for "trunk"; a classifier has `num_labels`."""
@@ -103,7 +102,7 @@ class Model(nn.Module):
     def device(self) -> torch.device:
         return self.trunk.embed_tokens.weight.device
 
-    def use_kernels(self, impl: Impl) -> None:
+    def use_kernels(self, impl: backend.Impl) -> None:
         """How every operation runs from now on: see kernels/backend.py."""
         self.apply(lambda module: setattr(module, "impl", impl))
 

@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ftcore.data.chat import encode_prompt
-from ftcore.data.encode import Split
+from ftcore.data import chat, encode
 from ftcore.deploy import answers
 from ftcore.deploy.engine import Engine, Finish, Job
 from ftcore.env.run import read_metrics
@@ -89,7 +88,7 @@ def read_reference(folder: Path) -> list[answers.Record]:
     return found
 
 @torch.inference_mode()
-def reference(model: heads.Model, split: Split, suite: report.Suite) -> list[answers.Record]:
+def reference(model: heads.Model, split: encode.Split, suite: report.Suite) -> list[answers.Record]:
     """Records of dev rows that have one class each, or were answered, greedily; else none. They are
     made as a server makes them, by an engine. ModelError: it could not answer."""
     tokenizer, config, words = suite.tokenizer, suite.config, defaultdict(list)
@@ -98,7 +97,7 @@ def reference(model: heads.Model, split: Split, suite: report.Suite) -> list[ans
         jobs = [Job(document.tokens_T.tolist(), None) for document in documents]
     else:
         greedy = Sampling(config.eval.max_new_tokens, 0, stop_ids=tokenizer.stop_ids, num_top=0)
-        prompts = (encode_prompt(chat.messages[:-1], tokenizer) for chat in chats)
+        prompts = (chat.encode_prompt(each.messages[:-1], tokenizer) for each in chats)
         jobs = [Job(ids_T.tolist(), greedy) for ids_T in prompts if model.task == "lm"]
     if not jobs or getattr(config.data, "pair", ""):  # no server takes pairs
         return []

@@ -31,8 +31,7 @@ from ftcore.tune import checkpoint, freeze
 from ftcore.tune.optim import AdamW, learning_rate
 from ftcore.tune.task import Task, passes, token_labels
 from ftcore.tune.workers import Workers
-from kernels.graph import GRAIN, Graphs
-from kernels.memory import peak_bytes
+from kernels import graph, memory
 
 MAX_FAILED_SAVES = 3
 WATCHED = "eval/loss"  # lower is better; its best checkpoint is kept and ends the run
@@ -79,9 +78,9 @@ class Loop:
             accumulates=int(longest.sum()) > loop.micro_batch_tokens or not self.reads_rows)
         # what computes again reads the state of the noise; what is made has another loss
         is_graphed = (self.device.type == "cuda" and self.task is token_labels and self.reads_rows
-                      and trunk.recompute == "none" and trunk.spec.max_positions >= GRAIN)
+                      and trunk.recompute == "none" and trunk.spec.max_positions >= graph.GRAIN)
         mine = partial(passes, self.task, self.model)
-        self.graphs = Graphs(mine, self.optimizer, self.device) if is_graphed else None
+        self.graphs = graph.Graphs(mine, self.optimizer, self.device) if is_graphed else None
 
     def restore(self, loaded: checkpoint.Loaded | None) -> None:
         """Continue from a checkpoint of this run, or from its start where it never saved one."""
@@ -106,7 +105,7 @@ class Loop:
               tqdm(total=self.total_steps, initial=progress.step, unit="step") as bar):
             while progress.step < self.total_steps and not self._is_out_of_patience():
                 values = self._step(workers)
-                values["perf/peak_mem_gib"] = peak_bytes(self.device) / 2**30
+                values["perf/peak_mem_gib"] = memory.peak_bytes(self.device) / 2**30
                 bar.update()
                 bar.set_postfix(loss=f"{values['train/loss']:.3f}", refresh=False)
                 is_last = (step := progress.step) == self.total_steps
@@ -232,7 +231,7 @@ def rows_read(model: Model, documents: Sequence[Encoded]) -> dict[str, Tensor]:
 
 def filled(documents: Sequence[Encoded]) -> Batch:
     """A token task's batch whose sizes are few, by a last document and rows that count nothing."""
-    zeros_T = np.zeros(GRAIN - sum(map(len, documents)) % GRAIN, np.int32)
+    zeros_T = np.zeros(graph.GRAIN - sum(map(len, documents)) % graph.GRAIN, np.int32)
     batch = collate([*documents, Encoded("", zeros_T, zeros_T, zeros_T.astype(np.float32))])
-    more, last = -len(batch.scored_M) % GRAIN, len(batch.tokens_N) - 1
+    more, last = -len(batch.scored_M) % graph.GRAIN, len(batch.tokens_N) - 1
     return replace(batch, scored_M=F.pad(batch.scored_M, (0, more), value=last))

@@ -62,7 +62,7 @@ STEPS = [[[9, 7], [31]], [[5, 5, 5, 5], [1, 20, 2]], [[12], [20, 3]]]
 
 @pytest.fixture(autouse=True)
 def fine(monkeypatch) -> None:
-    monkeypatch.setattr(loop, "GRAIN", 32)
+    monkeypatch.setattr(graph, "GRAIN", 32)
     monkeypatch.setattr(graph, "MORE_DOCS", 8)
 
 def collected(tiny_model, impl: str) -> tuple[AdamW, Callable]:
@@ -147,7 +147,7 @@ def test_the_loss_of_rows_that_are_made_has_no_graph(
     make_loop: Callable[..., loop.Loop], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Model, "device", torch.device("cuda"))
-    monkeypatch.setattr(loop, "Graphs", lambda *_: "replayed")
+    monkeypatch.setattr(graph, "Graphs", lambda *_: "replayed")
     read = make_loop("read")
     assert read.graphs == "replayed"
     assert Maker(read.model, read.task, read.documents, read.config, read.run).graphs is None

@@ -132,15 +132,13 @@ def test_language_modelling_is_weighted_cross_entropy(tiny_model: Callable, rows
 def test_rows_of_weight_zero_never_reach_the_head(
     tiny_model: Callable, rows: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ftcore.model import heads
-
     seen = []
 
     def spy(h_MC: Tensor, *args: Tensor, **options: object) -> tuple[Tensor, Tensor]:
         seen.append(len(h_MC))
         return h_MC.sum(), args[-1].sum()
 
-    monkeypatch.setattr(heads, "linear_cross_entropy", spy)
+    monkeypatch.setattr("kernels.cross_entropy.linear_cross_entropy", spy)
     batch = collate(rows("qwen3", 5))
     token_labels(tiny_model("qwen3"), batch)
     assert seen == [int((batch.weights > 0).sum())] and seen[0] < batch.docs.num_tokens
