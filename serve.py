@@ -61,8 +61,7 @@ def opened(path: str, name: str, config: ServeConfig) -> tuple["LoadedModel", di
     if (run / CONFIG_FILE).is_file():
         command = parse(["--resume", path])
         loaded = adapter.load_artifact(run, kind=TASKS[command.task], dtype=dtype)
-        problem = command.config.problem
-        temperature = temperature_of(read_metrics(run / METRICS))
+        problem, temperature = command.config.problem, temperature_of(read_metrics(run / METRICS))
     elif (run / ABOUT).is_file():  # a bundle, whose precision is its own
         loaded, _, about = open_bundle(run)
         products = compute.PRECISIONS[about["precision"]][1]
@@ -83,6 +82,7 @@ def opened(path: str, name: str, config: ServeConfig) -> tuple["LoadedModel", di
     print(f"{path}: {loaded.accounting}")
     names = name, run.resolve().name
     return loaded, {"version": names[1], "problem": problem, "temperature": temperature or 1.0,
+                    "written": [file.stat().st_mtime for file in run.rglob("*.safetensors")],
                     "labels": loaded.labels or (), "fingerprint": adapter.fingerprint(*parts),
                     "adapters": adapter.share_base(loaded, config.adapter, names, parts)}
 

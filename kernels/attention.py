@@ -67,7 +67,6 @@ class _Reorder(torch.autograd.Function):
 @dataclass(frozen=True)
 class Rule:
     """The settings of `attention`, `scale` resolved."""
-
     is_causal: bool
     scale: float
     window: int | None

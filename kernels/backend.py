@@ -21,9 +21,8 @@ FILES = {"rms_norm": "norm", "layer_norm": "norm", "norm_rope": "rope", "geglu":
 
 def kernels_of(op: str, impl: Impl, x: Tensor, *, fits: bool = True) -> ModuleType | None:
     """The module of an op's Triton kernels where `uses_triton`, else None."""
-    if not uses_triton(op, impl, x, fits=fits):
-        return None
-    return import_module(f"kernels.{FILES.get(op, op)}_triton")
+    return (import_module(f"kernels.{FILES.get(op, op)}_triton")
+            if uses_triton(op, impl, x, fits=fits) else None)
 
 def uses_triton(op: str, impl: Impl, x: Tensor, *, fits: bool = True) -> bool:
     """Whether an op on `x` runs its Triton kernels.

@@ -53,7 +53,6 @@ class Op:
     call, reference   of the inputs and the other arguments; `call` takes `impl` too
     rest              of (draw, sizes): the other arguments, beside the section's `settings` and
                       those `ARGUMENTS` that are among the sizes"""
-
     call: Call
     reference: Call
     rest: Callable[[Draw, Sizes], dict[str, Any]] | None
@@ -109,8 +108,8 @@ def _pages(draw: Draw, sizes: Sizes) -> dict[str, Any]:
     return {"scale": sizes["D"] ** -0.5, "lengths_B": lengths_B, "pages_BJ": pages_BJ}
 
 def _scored(draw: Draw, sizes: Sizes) -> dict[str, Any]:
-    M, V = sizes["M"], sizes["V"]
-    return {"labels_M": draw.below(V, M), "weights_M": draw.below(2, M).float()}
+    labels_M = draw.below(sizes["V"], sizes["M"])
+    return {"labels_M": labels_M, "weights_M": draw.below(2, sizes["M"]).float()}
 
 def _loss(op: Callable[..., tuple[Tensor, Tensor]], **given: Any) -> Tensor:
     return op(**given)[0]

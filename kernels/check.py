@@ -22,7 +22,6 @@ Inputs = Mapping[str, Tensor]
 
 class Error(NamedTuple):
     """Largest error of a result: the op's, the definition's in its dtype, and that allowed."""
-
     name: str
     mine: float
     plain: float

@@ -39,7 +39,6 @@ class Group:
     lengths_B   document lengths (int64), 1 for no document, or None when all are `length` long
     hidden      masks by the rule that attention formed them for; all layers share them
     by_heads    what `rows_of` found, by number of heads; all layers share it"""
-
     num_docs: int
     length: int
     slots: Tensor
@@ -66,7 +65,6 @@ class Docs:
     lengths         tokens of each document, in stream order, each >= 1
     cu_seqlens_B1   int32 (B + 1,): document b is rows cu_seqlens[b] .. cu_seqlens[b + 1] - 1
     by_tiling       what `tiles` found, by its arguments; all layers share it"""
-
     lengths: tuple[int, ...]
     cu_seqlens_B1: Tensor
     by_tiling: dict[tuple[int, int, int, int], Tensor] = field(default_factory=dict)

@@ -40,8 +40,7 @@ class _Dropout(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor, None]:
-        (keep,) = ctx.saved_tensors
-        return (dy * keep).mul_(ctx.scale), None
+        return (dy * ctx.saved_tensors[0]).mul_(ctx.scale), None
 
 def dropout(x: Tensor, p: float, *, is_training: bool) -> Tensor:
     """Dropout of single values.

@@ -46,8 +46,7 @@ def arch_of(device: torch.device) -> str:
     """Architecture of a GPU, "sm_90" say."""
     if device.type != "cuda":
         return "interpreter"
-    major, minor = torch.cuda.get_device_capability(device)
-    return f"sm_{major}{minor}"
+    return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
 
 def num_programs(tasks: int, per_sm: int, device: torch.device) -> int:
     """Size of a persistent grid: `per_sm` programs for each multiprocessor (the interpreter counts

@@ -34,9 +34,6 @@ def layer_norm_reference(x_NC: Tensor, weight_C: Tensor, bias_C: Tensor | None, 
     scaled_NC = weight_C * (centred_NC * rstd_N1).to(x_NC.dtype)
     return scaled_NC if bias_C is None else scaled_NC + bias_C
 
-def _sum_rows(x_NC: Tensor) -> Tensor:
-    return x_NC.reshape(-1, x_NC.shape[-1]).sum(0)
-
 def _normed(x_NC: Tensor, weight_C: Tensor, eps: float, offset: float) -> tuple[Tensor, Tensor]:
     """y and rstd of RMSNorm."""
     wide = torch.promote_types(x_NC.dtype, torch.float32)
@@ -69,7 +66,7 @@ class _RMSNorm(torch.autograd.Function):
         dy_NC = dy_NC.to(wide)
         dx_NC = dweight_C = None
         if ctx.needs_input_grad[1]:
-            dweight_C = _sum_rows(dy_NC * xhat_NC).to(weight_C.dtype)
+            dweight_C = (dy_NC * xhat_NC).reshape(-1, len(weight_C)).sum(0).to(weight_C.dtype)
         if ctx.needs_input_grad[0]:
             g_NC = dy_NC * (weight_C.to(wide) + ctx.offset)
             mean_N1 = (g_NC * xhat_NC).mean(-1, keepdim=True)
@@ -130,7 +127,8 @@ class _LayerNorm(torch.autograd.Function):
         grads = list(torch.ops.aten.native_layer_norm_backward(dy_NC, x_NC, weight_C.shape, mean_N1,
                                                                rstd_N1, weight, weight, asked))
         if in_pairs and any(needed[1:]):
-            grads[1:] = _sum_rows((x_NC - mean_N1) * rstd_N1 * dy_NC), _sum_rows(dy_NC)
+            xhat_NC = (x_NC - mean_N1) * rstd_N1
+            grads[1:] = (g_NC.reshape(-1, len(weight)).sum(0) for g_NC in (xhat_NC * dy_NC, dy_NC))
         grads = (g.to(weight_C.dtype) if n else None for g, n in zip(grads, needed, strict=True))
         return *grads, None
 

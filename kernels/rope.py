@@ -36,8 +36,7 @@ def rope_angles(positions_N: Tensor, *, head_dim: int, theta: float, dtype: torc
     frequencies_E, kept_E = 1.0 / theta**exponents_E, 0.0
     if bands is not None:
         low, high, length = bands
-        waves_E = length / (2 * math.pi / frequencies_E)
-        kept_E = ((waves_E - low) / (high - low)).clamp(0, 1)
+        kept_E = ((length / (2 * math.pi / frequencies_E) - low) / (high - low)).clamp(0, 1)
     frequencies_E = (1 - kept_E) * frequencies_E / factor + kept_E * frequencies_E
     angles_NE = positions_N[:, None].float() * frequencies_E
     return torch.stack([angles_NE.cos(), angles_NE.sin()]).to(dtype)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-PIECE = 4  # rows of logits at once: what a core's cache holds between two operations
+PIECE = 2**17  # values of logits at once: what a core's cache holds between two operations
 
 @dataclass(frozen=True)
 class Sampling:
@@ -101,12 +101,20 @@ class Draft(NamedTuple):
     answer: Sequence[int]
     chance_T: np.ndarray
 
-def drawn(logits_BV: Tensor, temperature: float | Tensor, chance_B: np.ndarray) -> Tensor:
-    """Ids (B,) from softmax(logits / temperature), by numbers in [0, 1): where these lie in the
-    running sum of the probabilities."""
-    sums_BV = (logits_BV.float() / temperature).softmax(-1).double().cumsum(-1)
-    chance_B1 = torch.from_numpy(chance_B).to(sums_BV)[:, None] * sums_BV[:, -1:]
-    return torch.searchsorted(sums_BV, chance_B1, right=True).squeeze(1)
+def drawn(logits_BV: Tensor, heat: float | Tensor, chance_B: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Ids (B,) from p = softmax(logits / heat), by numbers in [0, 1): where these lie in the
+    running sum of p; and their p. `heat`, the temperature, is one or (B, 1)."""
+    heat_B1 = torch.as_tensor(heat, device=logits_BV.device).expand(len(logits_BV), 1)
+    each, found = (logits_BV, heat_B1, torch.from_numpy(chance_B).to(heat_B1.device)[:, None]), []
+    for z_MV, heat_M1, chance_M1 in zip(*(x.split(_rows(logits_BV)) for x in each), strict=True):
+        sums_MV = (p_MV := (z_MV.float() / heat_M1).softmax(-1)).double().cumsum(-1)
+        ids_M1 = torch.searchsorted(sums_MV, chance_M1 * sums_MV[:, -1:], right=True)
+        found.append((ids_M1.squeeze(1), p_MV.gather(1, ids_M1).squeeze(1)))
+    return tuple(map(torch.cat, zip(*found, strict=True)))
+
+def _rows(logits_BV: Tensor) -> int:
+    """Rows of logits at once."""
+    return max(1, PIECE // logits_BV.shape[1] if logits_BV.device.type == "cpu" else len(logits_BV))
 
 def next_tokens(logits_BV: Tensor, drafts: Sequence[Draft]) -> list[Token | None]:
     """The next token of each sequence; None where its logits are not finite."""
@@ -117,30 +125,33 @@ def next_tokens(logits_BV: Tensor, drafts: Sequence[Draft]) -> list[Token | None
         for b in reshaped:
             z_BV[b] = drafts[b].sampling.shaped(z_BV[b], *drafts[b][1:3])
         top = z_BV.max(-1)
-    ids_B = top.indices
+    ids_B, told = top.indices, {}
     if rows := [b for b, d in enumerate(drafts) if d.sampling.temperature and is_finite[b]]:
         z_MV, heat = z_BV[rows].float(), [drafts[b].sampling.temperature for b in rows]
         for m, b in enumerate(rows):
             if drafts[b].sampling.cuts:
                 z_MV[m], heat[m] = drafts[b].sampling.cut(z_MV[m]), 1.0
         chance_M = np.array([drafts[b].chance_T[len(drafts[b].answer)] for b in rows])
-        ids_B[rows] = drawn(z_MV, torch.tensor(heat, device=z_MV.device)[:, None], chance_M)
-    counts = {b: draft.sampling.num_top for b, draft in enumerate(drafts)
-              if draft.sampling.num_top is not None}
-    told = with_logprobs(logits_BV, ids_B, counts)
+        ids_B[rows], p_M = drawn(z_MV, torch.tensor(heat, device=z_MV.device)[:, None], chance_M)
+        each = zip(rows, ids_B[rows].tolist(), p_M.log().tolist(), strict=True)
+        told = {b: Token(id_, own) for b, id_, own in each if (s := drafts[b].sampling).num_top == 0
+                and (s.temperature, s.cuts, s.reshapes) == (1, False, False)}  # the model's own p
+    counts = {b: d.sampling.num_top for b, d in enumerate(drafts) if d.sampling.num_top is not None}
+    told |= with_logprobs(logits_BV, ids_B, {b: n for b, n in counts.items() if b not in told})
     return [told.get(b, Token(id_)) if is_finite[b] else None
             for b, id_ in enumerate(ids_B.tolist())]
 
 def with_logprobs(logits_BV: Tensor, ids_B: Tensor, counts: Mapping[int, int]) -> dict[int, Token]:
     """The tokens of some rows with their log-probabilities and those of so many of the likeliest:
     `counts`, by row."""
-    size, found = PIECE if logits_BV.device.type == "cpu" else max(1, len(counts)), {}
-    for start in range(0, len(counts), size):
-        some = [*counts][start : start + size]
-        logprobs_MV = logits_BV[some].float().log_softmax(-1)
-        own_M = logprobs_MV.gather(1, ids_B[some, None]).squeeze(1).tolist()
-        best = logprobs_MV.topk(max(counts[b] for b in some))
-        for b, id_, own, *tops in zip(some, ids_B[some].tolist(), own_M, best.indices.tolist(),
-                                      best.values.tolist(), strict=True):
-            found[b] = Token(id_, own, (*zip(*tops, strict=True),)[: counts[b]])
+    rows, size, found = [*counts], _rows(logits_BV), {}
+    asked = (x if len(rows) == len(x) else x[rows] for x in (logits_BV, ids_B[:, None]))
+    parts = (x.split(size) for x in asked)  # cost: views where all rows are asked for
+    for start, z_MV, ids_M1 in zip(range(0, len(rows), size), *parts, strict=False):
+        logprobs_MV, some = z_MV.float().log_softmax(-1), rows[start : start + size]
+        own_M, tops = logprobs_MV.gather(1, ids_M1).squeeze(1).tolist(), [()] * len(some)
+        if most := max(counts[b] for b in some):  # cost: to ask for none takes long, too
+            tops = map(zip, *(each.tolist() for each in reversed(logprobs_MV.topk(most))))
+        for b, (id_,), own, top in zip(some, ids_M1.tolist(), own_M, tops, strict=True):
+            found[b] = Token(id_, own, (*top,)[: counts[b]])
     return found

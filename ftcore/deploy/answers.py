@@ -41,6 +41,7 @@ class Served:
     problem: str | None = None  # HF's `problem_type` of a classifier; "regression": scores
     temperature: float = 1.0  # by which a classifier is calibrated
     fingerprint: str = ""  # hash of weights and adapters
+    written: Sequence[float] = ()  # when the files of its weights were, seconds since 1970
     adapters: Mapping[str, str] = field(default_factory=dict)  # by request: the fingerprints
 
 class Choice:

@@ -273,9 +273,9 @@ class Api:
                 "records": len(self.journal.records), "not_used": {**self.journal.counts}}
 
     async def metrics(self, x: Exchange, fields: JsonObject) -> None:
-        more = {"told": await self.monitored(x, fields), "served": self.served,
-                "age": time.monotonic() - self.engine.beat, "engine": self.engine,
-                "records": self.journal.records, "bytes": held_bytes(), "build": version("ftcore")}
+        more = {"told": await self.monitored(x, fields), "served": self.served, "now": time.time(),
+                "age": time.monotonic() - self.engine.beat, "bytes": held_bytes(),
+                "records": self.journal.records, "engine": self.engine, "build": version("ftcore")}
         told = await asyncio.to_thread(store.rendered, "metrics.txt", Path(__file__).parent, **more)
         told = generate_latest(self.meters.registry) + told.encode()
         x.reply(200, told, "text/plain; version=0.0.4; charset=utf-8")

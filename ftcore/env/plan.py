@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor, cuda, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ftcore.config import Run
@@ -29,7 +28,7 @@ def step_bytes(model: Model, loss: Loss, documents: Sequence[Encoded],
     With `is_taken` a GPU takes the passes, and tells; raises torch.OutOfMemoryError."""
     batch, meter, marks = collate(documents).to(model.device), Meter(), []
     batch.docs.walk  # noqa: B018  # planned by values, and kept
-    cuda, start = torch.cuda, torch.cuda.memory_allocated() if is_taken else 0
+    start = cuda.memory_allocated() if is_taken else 0
     now = (lambda: cuda.memory_allocated() - start) if is_taken else lambda: meter.live
     most = (lambda: cuda.max_memory_allocated() - start) if is_taken else lambda: meter.peak
     with ExitStack() as undo:
@@ -71,7 +70,7 @@ def planned(config: Run, model: nn.Module, documents: Sequence[Encoded],
     if loss is not None:
         def counted(documents: Sequence[Encoded]) -> dict[str, int]:
             if device.type == "cuda":
-                with suppress(torch.OutOfMemoryError):
+                with suppress(cuda.OutOfMemoryError):
                     return step_bytes(model, loss, documents, is_taken=True)
             model.use_kernels("eager")  # Triton's want values: a GPU needs less than is then said
             return step_bytes(model, loss, documents)

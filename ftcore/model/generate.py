@@ -58,7 +58,7 @@ def generate(model: Model, prompts: Sequence[Sequence[int]], *, max_new_tokens: 
             raise ModelError("the model's logits are not finite: it is damaged, or fp32 is needed")
         ids_B = top.indices
         if chance_BT is not None:
-            ids_B = drawn(logits_BV, temperature, chance_BT[running, place])
+            ids_B, _ = drawn(logits_BV, temperature, chance_BT[running, place])
         best = ids_B.tolist()
         for row, token in reversed([*enumerate(best)]):
             answers[running[row]].append(token)

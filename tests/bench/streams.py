@@ -11,6 +11,11 @@ neither clients nor HTTP, before and after. The last line is JSON.
 --mixed: by turns they ask the base and two adapters of rank 16 on all its layers, which the engine
 without clients has too; and one client in eight reads a line, pauses, and reads on. Of what these
 have read every token is counted, and an answer that lacks one ends as "slow short".
+
+    python -m tests.bench.streams --monitoring --model RUN
+
+What monitoring costs: a step of a server of a chat run which in every other second notes nothing of
+any text: not where its vector points, nor its tokens' log-probabilities, nor a line of the journal.
 """
 
 import argparse
@@ -26,11 +31,13 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.request import urlopen
 
+import numpy as np
 import torch
 
 from ftcore.config import PeftConfig
@@ -45,6 +52,54 @@ from kernels.sampling import Sampling
 
 ROOT = Path(__file__).parents[2]
 ADAPTERS, PAUSE = ("one", "two"), 0.05  # the latter in seconds
+# A server that notes nothing in every other second, and tells what its steps took in either.
+TURNING = """
+import json, sys, threading, time
+from pathlib import Path
+import serve
+from ftcore.deploy import answers, api, engine
+from ftcore.monitor import journal
+from kernels import sampling
+
+is_noting, apis, found, since = [False], [], [], (0.0, 0.0, 0)
+
+def unless(function, quiet):
+    return lambda *args: function(*args) if is_noting[0] else quiet(*args)
+
+def figures(tokens, reason, told=answers.answer_figures):
+    # those of the other seconds have no log-probability
+    return told([token._replace(logprob=token.logprob or 0.0) for token in tokens], reason)
+
+sampling.with_logprobs = unless(sampling.with_logprobs, lambda logits_BV, ids_B, counts: {})
+api.Api._note = unless(api.Api._note, lambda self, x, jobs, given:
+                       x.told.update(rows=[{} for _ in jobs]))
+answers.answer_figures = unless(figures, lambda tokens, reason: {})
+engine.heads.sketched = unless(engine.heads.sketched, lambda x_BC: [""] * len(x_BC))
+journal.Journal.take = unless(journal.Journal.take, lambda self, line: None)
+start, turn = api.Api.start, engine.Engine.turn
+api.Api.start = lambda self: (apis.append(self), start(self))[1]
+
+def counted(self):
+    global since
+    now = time.monotonic(), time.process_time(), self.num_steps
+    if (int(now[0]) % 2 == 1) != is_noting[0]:
+        if len(self.running) > STREAMS * 0.9:
+            found.append((is_noting[0], *(b - a for a, b in zip(since, now))))
+        is_noting[0], since = not is_noting[0], now
+    return turn(self)
+
+engine.Engine.turn = counted
+
+def tell(file, seconds):
+    time.sleep(seconds)
+    start, records = time.thread_time(), apis[0].journal.records
+    apis[0].watch.look(records)
+    look = len(records), time.thread_time() - start
+    Path(file).write_text(json.dumps({"found": found[5:], "look": look}))
+
+threading.Thread(target=tell, args=(sys.argv[1], float(sys.argv[2])), daemon=True).start()
+sys.exit(serve.main(sys.argv[3:]))
+"""
 
 async def client(port: int, number: int, until: float, ends: Counter, gaps: list[float],
                  names: Sequence[str]) -> None:
@@ -110,6 +165,53 @@ async def measured(port: int, streams: int, seconds: float, names: Sequence[str]
             "gap_ms": round(1e3 * statistics.median(gaps), 1),
             "gap_p99_ms": round(1e3 * ordered[int(0.99 * len(gaps))], 1)}
 
+async def asked(port: int, streams: int, file: Path) -> None:
+    """Ask until the server has written a file."""
+    endless = [asyncio.create_task(client(port, i, float("inf"), Counter(), [], ()))
+               for i in range(streams)]
+    while not file.exists():
+        await asyncio.sleep(1)
+    for task in endless:
+        task.cancel()
+    await asyncio.gather(*endless, return_exceptions=True)
+
+def cost(said: argparse.Namespace) -> dict:
+    """Milliseconds of a step while nothing is noted and while all is, on the clock and of all
+    cores, with an interval of the latter's ratio over the seconds; and, of a look at what was
+    noted, its records and the seconds of a core, in which its bounds are drawn."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "found.json")
+        source = TURNING.replace("STREAMS", str(said.streams))
+        with served(said, ["-c", source, str(file), str(said.seconds)]) as (_, port):
+            asyncio.run(asked(port, said.streams, file))
+        told = json.loads(file.read_text())
+    each = [np.array([row[1:] for row in told["found"] if row[0] == way]) for way in (False, True)]
+
+    def per_step(rows: np.ndarray) -> np.ndarray:
+        return 1e3 * rows[:, :2].sum(0) / rows[:, 2].sum()
+
+    random = np.random.default_rng(0)
+    draws = [[per_step(random.choice(rows, len(rows))) for rows in each] for _ in range(2000)]
+    quiet, noting = map(per_step, each)
+    return {"seconds": [len(rows) for rows in each], "step_ms": [quiet.tolist(), noting.tolist()],
+            "ratio": (noting / quiet).tolist(), "look": told["look"],
+            "interval": np.quantile([(b / a)[1] for a, b in draws], [0.025, 0.975]).tolist()}
+
+@contextmanager
+def served(said: argparse.Namespace, script: Sequence[str],
+           more: Sequence[str] = ()) -> Iterator[tuple[subprocess.Popen, int]]:
+    """A server and its port."""
+    words = [said.model, "--port", "0", "--queue", str(said.streams), "--log", os.devnull]
+    words += ["--max-sequences", str(said.streams), "--threads", "1", *more]
+    server = subprocess.Popen([sys.executable, *script, *words], text=True, stdout=subprocess.PIPE,
+                              env={**os.environ, "PYTHONPATH": str(ROOT)})
+    try:
+        line = next(line for line in iter(server.stdout.readline, "") if "serving" in line)
+        yield server, int(line.partition("127.0.0.1:")[2].partition(";")[0])
+    finally:
+        server.kill()
+        server.wait()
+
 def adapters_of(model: str, folder: Path) -> list[str]:
     """Words for serve.py: two adapters of random values."""
     words = []
@@ -166,7 +268,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=180)
     parser.add_argument("--model", default="builtin:base")
     parser.add_argument("--mixed", action="store_true", help="adapters, and slow readers")
+    parser.add_argument("--monitoring", action="store_true", help="what it costs")
     said = parser.parse_args()
+    if said.monitoring:
+        print(json.dumps(cost(said)))
+        return
     with tempfile.TemporaryDirectory() as folder:
         adapters = adapters_of(said.model, Path(folder)) if said.mixed else []
         found = tried(said, adapters)
@@ -175,19 +281,11 @@ def main() -> None:
 def tried(said: argparse.Namespace, adapters: Sequence[str]) -> dict:
     """What the head of this file says."""
     alone = [bare(said.model, said.streams, said.seconds / 9, adapters)]
-    words = [said.model, "--port", "0", "--queue", str(said.streams), "--log", os.devnull]
-    words += ["--max-sequences", str(said.streams), "--threads", "1", *adapters]
-    server = subprocess.Popen([sys.executable, str(ROOT / "serve.py"), *words], text=True,
-                              stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    try:
-        line = next(line for line in iter(server.stdout.readline, "") if "serving" in line)
-        port = int(line.partition("127.0.0.1:")[2].partition(";")[0])
+    with served(said, [str(ROOT / "serve.py")], adapters) as (server, port):
         names = [Path(said.model).name, *ADAPTERS] if adapters else []
         found = asyncio.run(measured(port, said.streams, said.seconds, names))
         server.send_signal(signal.SIGTERM)
         found["exit"] = server.wait(60)
-    finally:
-        server.kill()
     alone.append(bare(said.model, said.streams, said.seconds / 9, adapters))
     return found | {"step_ms_without_http": [round(each, 1) for each in alone]}
 

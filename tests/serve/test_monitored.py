@@ -9,7 +9,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from ftcore.deploy.http import Exchange
-from ftcore.monitor.drift import Watch
+from ftcore.monitor.drift import Finding, Watch
+from ftcore.monitor.retrain import _alarms
 from tests.serve.conftest import BERT, QWEN3, Asked, Client, Make, serving
 
 THREE = BERT | {"id2label": {"0": "a", "1": "b", "2": "c"}}
@@ -40,6 +41,7 @@ def test_requests_that_moved_are_told_in_both(made: Make) -> None:
     ask.api.watch = Watch(ask.api.journal.records * 20, window=5)
     answer, samples = told(ask)
     assert {s["state"] for s in answer["signals"]} == {0} and answer["records"] == 10
+    assert samples["ft_retrain_state", ""] == 0 <= samples["ft_seconds_since_train", ""] < 3600
     noted(ask, other, 10)
     answer, samples = told(ask)
     moved = {s["signal"] for s in answer["signals"] if s["state"] == 2}
@@ -49,6 +51,22 @@ def test_requests_that_moved_are_told_in_both(made: Make) -> None:
         for name, field in (("statistic", "value"), ("threshold", "bound"), ("state", "state"),
                             ("window_size", "size")):
             assert samples[f"ft_drift_{name}", key] == pytest.approx(found[field])
+
+LOUD = {"drift": ("entropy", "ks"), "labels": ("label", "js"), "vectors": ("embedding", "mmd"),
+        "feedback": ("accuracy", "accuracy"), "decay": ("calibration", "ece")}
+
+@pytest.mark.parametrize(("loud", "state"), [
+    ([], 0), (["drift"], 1), (["labels", "vectors"], 1), (["drift", "vectors"], 2),
+    (["drift", "labels", "decay"], 2), (["feedback"], 2), (["decay"], 1)])
+def test_what_asks_for_training_is_what_plan_trains_by(
+    made: Make, loud: list[str], state: int
+) -> None:
+    found = [Finding(*LOUD[name], 500, 0.3, 0.1, 2 if name in loud else 1) for name in LOUD]
+    ask = made(THREE, "classify")
+    ask.api.watch.look = lambda records: found
+    _, samples = told(ask)
+    assert samples["ft_retrain_state", ""] == state
+    assert bool(_alarms([each._asdict() for each in found], {})) == (state == 2)
 
 def test_feedback_is_told(made: Make) -> None:
     ask = made(THREE, "classify")
@@ -113,7 +131,9 @@ def test_a_served_run_is_watched_beside_its_reference(decoder: Path, tmp_path: P
         client.complete()
         told = client.get("/v1/monitor").json
         assert {s["size"] for s in told["signals"]} == {1} and told["records"] == 1
-        assert client.metrics()["ft_drift_window_size"] == len(told["signals"])
+        metrics = client.metrics()
+        assert metrics["ft_drift_window_size"] == len(told["signals"])
+        assert 0 < metrics["ft_seconds_since_train"] < 600
 
 def test_embeddings_stand_in_the_log_of_each_kind(made: Make) -> None:
     rows = made(THREE, "classify").noted("/v1/classify", input=["one", "two"])["rows"]
