@@ -115,3 +115,21 @@ def test_half_precision_is_drawn_from_in_full() -> None:
     drafts = [draft(sampling, [4], [6]) for sampling in SETTINGS[:4]]
     found, want = (next_tokens(z, drafts) for z in (z_BV, z_BV.float()))
     assert found == want
+
+@pytest.mark.parametrize("rule", [
+    {}, {"temperature": 0.0}, {"temperature": 0.7}, {"top_k": 3}, {"presence_penalty": 2.0},
+    {"min_new_tokens": 3, "stop_ids": frozenset({0, 1})}])
+def test_a_log_probability_is_the_models_whatever_is_drawn_from(rule: dict) -> None:
+    """Also where the probabilities that were drawn from are at hand; in pieces, as all at once."""
+    logits_BV = 3 * torch.randn(70, 4096, generator=torch.Generator().manual_seed(1))
+    chance_BT = np.random.default_rng(1).random((70, 4))
+    found = []
+    for top in (0, 2):
+        drafts = [Draft(Sampling(4, num_top=top, **rule), [7], [int(b)], chance_BT[b])
+                  for b in range(70)]
+        found.append(next_tokens(logits_BV, drafts))
+    told = logits_BV.log_softmax(-1)
+    for b, (plain, asked) in enumerate(zip(*found, strict=True)):
+        assert plain.id == asked.id and len(asked.top) == 2 and not plain.top
+        for token in (plain, asked):
+            assert token.logprob == pytest.approx(told[b, token.id].item(), abs=1e-5)

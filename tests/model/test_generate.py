@@ -183,10 +183,11 @@ def test_draws_follow_the_distribution() -> None:
     logits_V = torch.tensor([1.0, -float("inf"), 0.0, 2.0, -1.0])
     p_V = (logits_V / 0.5).softmax(0).numpy()
     chance_B = np.random.default_rng(2).random(20_000)
-    ids_B = drawn(logits_V.expand(20_000, -1), 0.5, chance_B).numpy()
+    ids_B, told_B = (x.numpy() for x in drawn(logits_V.expand(20_000, -1), 0.5, chance_B))
+    np.testing.assert_allclose(told_B, p_V[ids_B], rtol=1e-6)
     counts_V, kept = np.bincount(ids_B, minlength=5), p_V > 0
     assert counts_V[1] == 0
     off = (counts_V[kept] - 20_000 * p_V[kept]) ** 2 / (20_000 * p_V[kept])
     assert off.sum() < 16.3  # 0.1 % of such draws with 3 degrees of freedom
-    edges = drawn(logits_V.expand(3, -1), 0.5, np.array([0.0, p_V[0], 1 - 1e-16]))
+    edges, _ = drawn(logits_V.expand(3, -1), 0.5, np.array([0.0, p_V[0], 1 - 1e-16]))
     assert edges.tolist() in ([0, 2, 3], [0, 2, 4])
