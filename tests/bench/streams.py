@@ -15,7 +15,8 @@ have read every token is counted, and an answer that lacks one ends as "slow sho
     python -m tests.bench.streams --monitoring --model RUN
 
 What monitoring costs: a step of a server of a chat run which in every other second notes nothing of
-any text: not where its vector points, nor its tokens' log-probabilities, nor a line of the journal.
+any text: not where its vector points, nor log-probabilities that are formed for it alone, nor a
+line of the journal. Those of tokens that were drawn by the model's own p are read off in each.
 """
 
 import argparse
