@@ -13,11 +13,11 @@ time that test rows are judged is noted in the run: who looks often, chooses by 
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ftcore.cli import CONFIG_FILE, Command, known, read_toml, resolved, take_value
 from ftcore.config import RUNS
@@ -72,10 +72,8 @@ def opened(command: Command) -> "LoadedModel":
     compute.use_deterministic(config.env.deterministic)
     device = compute.resolve_device(config.env.device, config.env.kernels)
     base, (dtype, products) = config.model.path, compute.PRECISIONS[config.env.precision]
-    if path is None:
-        loaded = load_base(base, task=kind.model_task, dtype=dtype)
-    else:
-        loaded = load_artifact(path, kind=kind, dtype=dtype)
+    loaded = (load_artifact(path, kind=kind, dtype=dtype) if path else
+              load_base(base, task=kind.model_task, dtype=dtype))
     loaded.model.to(device).use_kernels(config.env.kernels)
     loaded.model.compute_in(products)
     print(f"{path or base}: {loaded.accounting}")
@@ -148,10 +146,17 @@ def run(words: list[str]) -> None:
         print(f"{words[0]} against {other}\n\n{told}\n")
     print(json_line(summary))
 
+def flat(tables: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tables.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
+
 def differences(one: Path, other: Path) -> Iterator[str]:
     """What two runs were asked, what they ran on and read, and the first step where they part."""
     from ftcore.env.run import METRICS
-    from ftcore.evaluate.report import flat, read_run
+    from ftcore.evaluate.report import read_run
 
     runs = read_run(one), read_run(other)
     starts, names = [run["run"]["starts"][-1] for run in runs], ("commit", "versions", "hardware")

@@ -119,7 +119,7 @@ def read_run(folder: Path) -> Parsed:
     for name in ("metrics", "predictions", "base-predictions", "openings"):
         run[name.replace("-", "_")] = read_metrics(folder / f"{name}.jsonl")
     text = (folder / CONFIG_FILE).read_text("utf-8")
-    run["config"] = dict(flat(tomllib.loads(text)))
+    run["config"] = tomllib.loads(text)
     run["asked"] = re.findall(r"^(\w+ = .*?)  # (?!default$)(.*)$", text, re.M)
     run["skipped"] = sorted(file.name for file in folder.glob("skipped-step-*.json"))
     return run
@@ -142,13 +142,6 @@ def judged(run: Parsed) -> dict[str, Any]:
         counts = Counter((row["label"], row["predicted"]) for row in rows)
         shown["confusion"] = [[counts[one, two] for two in labels] for one in labels]
     return shown
-
-def flat(tables: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tables.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", value
 
 @dataclass
 class Results:
