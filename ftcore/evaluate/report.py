@@ -38,7 +38,6 @@ from ftcore.model.heads import Model
 from ftcore.tune.lora import merge
 
 MAX_TEXT = 40
-MOST_CLASSES = 30  # of a matrix of confusions that is drawn
 Parsed = Mapping[str, Any]  # a folder's files by name, parsed; those that it lacks are empty
 SHOWN = ("loss", "perplexity", "bits_per_byte", "accuracy", "subset_accuracy", "f1_macro",
          "pearson", "spearman", "temperature")  # while it trains, where the task has it
@@ -137,11 +136,8 @@ def judged(run: Parsed) -> dict[str, Any]:
         return {}
     confidence_B = np.array([max(row["probabilities"]) for row in rows])
     right_B = np.array([row["label"] == row["predicted"] for row in rows])
-    shown = {"reliability": metrics.reliability(confidence_B, right_B)}
-    if len(labels := run["labels"]) <= MOST_CLASSES:
-        counts = Counter((row["label"], row["predicted"]) for row in rows)
-        shown["confusion"] = [[counts[one, two] for two in labels] for one in labels]
-    return shown
+    return {"reliability": metrics.reliability(confidence_B, right_B),
+            "confusion": Counter((row["label"], row["predicted"]) for row in rows)}
 
 @dataclass
 class Results:

@@ -152,4 +152,5 @@ def test_the_page_counts_each_pair_of_classes() -> None:
     rows = [{"row_id": pair, "label": pair[0], "predicted": pair[1], "probabilities": [0.4, 0.6]}
             for pair in ("ab", "ab", "bb", "ba")]  # fmt: skip
     shown = judged({"predictions": rows, "labels": ["a", "b"]})
-    assert shown["confusion"] == [[0, 2], [1, 1]] and len(shown["reliability"]) == 4
+    assert shown["confusion"] == {("a", "b"): 2, ("b", "b"): 1, ("b", "a"): 1}
+    assert len(shown["reliability"]) == 4
