@@ -48,7 +48,6 @@ from ftcore.errors import DataError
 
 Metrics = dict[str, float]
 SCORES = ("precision", "recall", "f1")
-CLASS_COLUMNS = ("label", *SCORES, "support", "predicted")
 AVERAGES = tuple(f"{score}_{mean}" for mean in ("micro", "macro", "weighted") for score in SCORES)
 Figures = Callable[[np.ndarray], Mapping[str, float]]  # metrics of any rows, by their indices
 Intervals = dict[str, tuple[float, float]]  # lowest and highest value, by metric
@@ -60,6 +59,12 @@ def class_totals(target_B: np.ndarray, predicted_B: np.ndarray, num_classes: int
     sides = target_B[target_B == predicted_B], predicted_B, target_B
     return np.stack([np.bincount(side_B, minlength=num_classes) for side_B in sides])
 
+def class_scores(totals_3K: np.ndarray) -> list[np.ndarray]:
+    """[precision_K, recall_K, f1_K] in float64."""
+    hits_K, predicted_K, support_K = totals_3K
+    parts = ((hits_K, predicted_K), (hits_K, support_K), (2 * hits_K, predicted_K + support_K))
+    return [np.divide(a_K, b_K, out=np.zeros(len(a_K)), where=b_K > 0) for a_K, b_K in parts]
+
 def class_figures(totals_3K: np.ndarray) -> Metrics:
     """accuracy, sum_k hits_k / rows; balanced_accuracy, mean recall_k of the classes with rows.
 
@@ -70,7 +75,7 @@ def class_figures(totals_3K: np.ndarray) -> Metrics:
     kappa           (c s - t.p) / (s^2 - t.p), beyond chance; c hits, s rows, t support, p predicted
     source          Gorodkin 2004, Comput. Biol. Chem. 28, 367-374 (mcc of K classes)"""
     hits_K, predicted_K, support_K = totals_3K
-    recall_K = _scores(totals_3K)[1][support_K > 0]
+    recall_K = class_scores(totals_3K)[1][support_K > 0]
     # numerics: Python integers, since rows^2 leaves int64 at 3e9 rows.
     s, t, p = int(support_K.sum()), support_K.astype(object), predicted_K.astype(object)
     chance = t @ p
@@ -111,17 +116,10 @@ def perplexity(loss_sum: float, weight: float, num_bytes: int = 0) -> Metrics:
     bits = {"bits_per_byte": float(loss_sum / (math.log(2) * num_bytes))} if num_bytes else {}
     return {"loss": loss, "perplexity": math.inf if loss > 709 else math.exp(loss), **bits}
 
-def by_class(labels: Sequence[str], totals_3K: np.ndarray) -> list[dict[str, Any]]:
-    """One dict per class, of CLASS_COLUMNS; support and predicted in rows."""
-    _, predicted_K, support_K = totals_3K
-    columns = (*_scores(totals_3K), support_K, predicted_K)
-    rows = zip(labels, *(x_K.tolist() for x_K in columns), strict=True)
-    return [dict(zip(CLASS_COLUMNS, row, strict=True)) for row in rows]
-
 def _averages(totals_3K: np.ndarray, counted_K: np.ndarray) -> Metrics:
     """AVERAGES; the macro ones over the classes that are counted."""
-    scores, support_K = _scores(totals_3K), totals_3K[2]
-    micro = (x_1[0] for x_1 in _scores(totals_3K.sum(1, keepdims=True)))
+    scores, support_K = class_scores(totals_3K), totals_3K[2]
+    micro = (x_1[0] for x_1 in class_scores(totals_3K.sum(1, keepdims=True)))
     macro = (x_K[counted_K].mean() for x_K in scores)
     weighted = (x_K @ support_K / max(support_K.sum(), 1) for x_K in scores)
     return dict(zip(AVERAGES, map(float, (*micro, *macro, *weighted)), strict=True))
@@ -132,12 +130,6 @@ def _correlation(x_B: np.ndarray, y_B: np.ndarray) -> float:
 def _ranks(x_B: np.ndarray) -> np.ndarray:
     _, place_B, counts = np.unique(x_B, return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts - 1) / 2)[place_B]
-
-def _scores(totals_3K: np.ndarray) -> list[np.ndarray]:
-    """[precision_K, recall_K, f1_K] in float64."""
-    hits_K, predicted_K, support_K = totals_3K
-    parts = ((hits_K, predicted_K), (hits_K, support_K), (2 * hits_K, predicted_K + support_K))
-    return [np.divide(a_K, b_K, out=np.zeros(len(a_K)), where=b_K > 0) for a_K, b_K in parts]
 
 def ranking(target_B: np.ndarray, score_B: np.ndarray) -> Metrics:
     """auroc, NaN where one side has no row; auprc, NaN without positives."""

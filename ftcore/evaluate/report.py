@@ -59,11 +59,14 @@ def metrics_table(results: Mapping[str, Mapping[str, float]]) -> str:
     rows = ([name, *(found.get(name) for found in results.values())] for name in names)
     return table(["metric", *results], rows)
 
-def per_class_table(per_class: Sequence[Mapping[str, Any]], *, max_rows: int = 20) -> str:
+def per_class_table(labels: Sequence[str], totals_3K: np.ndarray, *, max_rows: int = 20) -> str:
     """The classes that occur, of lowest F1 first, up to so many."""
-    such = (row for row in per_class if row["support"] + row["predicted"])
-    rows = sorted(such, key=lambda row: row["f1"])[:max_rows]
-    return table(metrics.CLASS_COLUMNS, (row.values() for row in rows))
+    _, predicted_K, support_K = totals_3K
+    *_, f1_K = scores = metrics.class_scores(totals_3K)
+    occurring = np.flatnonzero(support_K + predicted_K)
+    rows = ([labels[k], *(x_K[k] for x_K in (*scores, support_K, predicted_K))]
+            for k in sorted(occurring, key=f1_K.__getitem__)[:max_rows])
+    return table(("label", *metrics.SCORES, "support", "predicted"), rows)
 
 def confusion_table(rows: Sequence[Mapping[str, Any]], texts: Mapping[str, str]) -> str:
     """The ten most frequent mistakes in predicted classes, their share of the target's rows, and
@@ -243,7 +246,7 @@ class Suite:
         """What is told of classes, where the task has them."""
         if judged.totals_3K is None:
             return
-        yield f"by class\n{per_class_table(metrics.by_class(self.labels, judged.totals_3K))}"
+        yield f"by class\n{per_class_table(self.labels, judged.totals_3K)}"
         if "label" in judged.columns:  # one a row
             yield f"most confused\n{confusion_table(judged.rows, judged.texts())}"
             if len(self.labels) == 2:

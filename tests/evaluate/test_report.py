@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ftcore.errors import CheckpointError
-from ftcore.evaluate.metrics import by_class, class_totals
+from ftcore.evaluate.metrics import class_scores, class_totals
 from ftcore.evaluate.report import (
     confusion_table,
     json_line,
@@ -47,18 +47,20 @@ def test_metrics_table_has_a_column_per_result() -> None:
         ["rows", "-", "10"],
     ]
 
-def ladder(num_labels: int) -> list[dict]:
-    """Class k has k + 1 rows, all right but one, which is taken for class 0."""
+def ladder(num_labels: int) -> np.ndarray:
+    """totals_3K: class k has k + 1 rows, all right but one, which is taken for class 0; the last
+    class has none."""
     pairs = [(k, p) for k in range(num_labels) for p in [0] + [k] * k]
-    totals_3K = class_totals(*np.array(pairs).T, num_labels)
-    return by_class([f"c{k:02}" for k in range(num_labels)], totals_3K)
+    return class_totals(*np.array(pairs).T, num_labels + 1)
 
 def test_per_class_worst_first() -> None:
-    rows = ladder(30)
-    absent = {"label": "absent", "precision": 0, "recall": 0, "f1": 0, "support": 0, "predicted": 0}
-    lines = per_class_table([absent, *rows]).split("\n")
-    shown = [line.split()[0] for line in lines[1:]]
-    assert shown == [row["label"] for row in sorted(rows, key=lambda row: row["f1"])][:20]
+    totals_3K, names = ladder(30), [f"c{k:02}" for k in range(31)]
+    lines = [line.split() for line in per_class_table(names, totals_3K).split("\n")]
+    assert lines[0] == ["label", "precision", "recall", "f1", "support", "predicted"]
+    precision_K, recall_K, f1_K = class_scores(totals_3K)
+    for k, line in zip(sorted(range(30), key=f1_K.__getitem__)[:20], lines[1:], strict=True):
+        scores = [f"{x_K[k]:.4f}" for x_K in (precision_K, recall_K, f1_K)]
+        assert line == [names[k], *scores, str(totals_3K[2, k]), str(totals_3K[1, k])]
 
 def test_confusion_table_counts_pairs() -> None:
     pairs = ["cat dog", "cat dog", "cat cat", "cat eel", "dog cat", "eel dog", "eel dog"]
