@@ -5,6 +5,7 @@ made of (seed, epoch, step) alone."""
 
 import hashlib
 import math
+from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -186,17 +187,15 @@ def split(lengths: Sequence[int], shares: int) -> list[list[int]]:
 
 def pack(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     """Streams of at most `max_tokens` by best-fit decreasing, as indices into `lengths`, longest
-    first; a longer document gets a stream of its own. Costs a scan of all streams for each."""
-    streams, free = [], []
+    first; a longer document gets a stream of its own."""
+    streams: dict[int, list[int]] = {}
+    free: list[tuple[int, int]] = []  # room and number of each stream, the least room first
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        fitting = [(room, s) for s, room in enumerate(free) if room >= lengths[index]]
-        _, best = min(fitting, default=(0, len(streams)))
-        if not fitting:
-            streams.append([])
-            free.append(max_tokens)
-        streams[best].append(index)
-        free[best] -= lengths[index]
-    return streams
+        best = bisect_left(free, (lengths[index],))
+        room, stream = free.pop(best) if best < len(free) else (max_tokens, len(streams))
+        streams.setdefault(stream, []).append(index)
+        insort(free, (room - lengths[index], stream))
+    return [*streams.values()]
 
 @lru_cache(maxsize=1)
 def epoch_order(num_rows: int, *, seed: int, epoch: int) -> np.ndarray:
