@@ -4,8 +4,9 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, NamedTuple, NotRequired, TypedDict, get_args
 
 from ftcore import config as configs
@@ -116,13 +117,9 @@ def examples(rows: Sequence[Row], config: DataConfig) -> tuple[list[Example], li
     else:
         make, named = plain, (config.text,)
     require(rows, *filter(None, named))
-    kept, rejected = [], []
-    for row in rows:
-        try:
-            kept.append(make(row, config))
-        except RowError as error:
-            rejected.append(left_out(row, str(error), "map"))
-    return kept, rejected
+    rejected: list[Rejected] = []
+    kept = usable(rows, partial(make, config=config), rejected, "map")
+    return [example for _, example in kept], rejected
 
 def plain(row: Row, config: configs.TextDataConfig) -> Text:
     return Text(row.id, (text_of(row, config.text),), None, row.file, row.line)
@@ -266,6 +263,15 @@ def place(source: Source) -> str:
 
 def left_out(source: Source, reason: str, step: str = "encode", detail: str = "") -> Rejected:
     return Rejected(source.id, source.file, source.line, reason, step, detail)
+
+def usable(sources: Iterable[Any], make: Callable[[Any], Any], rejected: list[Rejected],
+           step: str = "encode") -> Iterator[tuple[Any, Any]]:
+    """Each with what is made of it; those of which nothing can be are rejected."""
+    for source in sources:
+        try:
+            yield source, make(source)
+        except RowError as error:
+            rejected.append(left_out(source, str(error), step))
 
 def besides(rows: Iterable[Any], others: Iterable[Source]) -> list[Any]:
     """Those whose id none of the others has."""

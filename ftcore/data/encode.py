@@ -12,8 +12,8 @@ import numpy as np
 
 from ftcore import config as configs
 from ftcore.data import columns
-from ftcore.data.chat import Answers, find_answers, supervise
-from ftcore.data.columns import Chat, DataConfig, Example, Rejected, RowError, Text
+from ftcore.data.chat import find_answers, supervise
+from ftcore.data.columns import Chat, DataConfig, Example, Rejected, Text
 from ftcore.data.pack import Encoded, apart, is_pair, pair, shifted
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ConfigError, DataError, ModelError
@@ -106,17 +106,10 @@ def _chats(split: Split, chats: Sequence[Chat], tokenizer: Tokenizer,
     if not config.train_on_end and config.train_on in ("all", "completion"):
         mend = "leave out --data.no-train-on-end, or take assistant or last"
         raise ConfigError(f"data.train_on = {config.train_on} supervises ends of turns too: {mend}")
-
-    def rendered() -> Iterator[tuple[Chat, str, Answers]]:
-        for chat in chats:
-            try:
-                yield chat, *find_answers(chat, tokenizer, config.train_on)
-            except RowError as error:
-                split.rejected.append(columns.left_out(chat, str(error)))
-
-    ahead, kept = tee(rendered())
-    encodings = tokenizer.encode_batch((text for _, text, _ in ahead), special=False)
-    for (chat, text, answers), encoding in zip(kept, encodings, strict=True):
+    answered = partial(find_answers, tokenizer=tokenizer, train_on=config.train_on)
+    ahead, kept = tee(columns.usable(chats, answered, split.rejected))
+    encodings = tokenizer.encode_batch((text for _, (text, _) in ahead), special=False)
+    for (chat, (text, answers)), encoding in zip(kept, encodings, strict=True):
         document = supervise(chat.id, text, encoding, answers, tokenizer, config.train_on_end)
         if admit(split, chat, document, config, tokenizer.bos_id):
             split.chats.append(chat)
