@@ -205,8 +205,7 @@ def leaks(train: Sequence[Example], held: Mapping[str, Rows]) -> list[Rejected]:
             continue
         example, (other, split) = train[row], there[twin]
         if isinstance(example, Chat) or kind == "exact" or example.target == other.target:
-            detail = f"{place(other)}, {by}"
-            lost.append(left_out(example, f"{kind} in {split}", "compare", detail))
+            lost.append(left_out(example, f"{kind} in {split}", "compare", f"{place(other)}, {by}"))
     return lost
 
 def settle(what: str, is_dropped: bool, train: Rows, lost: list[Rejected], notes: Notes) -> None:
