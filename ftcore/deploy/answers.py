@@ -15,10 +15,8 @@ import codecs
 import json
 import re
 import time
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -30,7 +28,6 @@ from kernels.sampling import Token
 
 REFERENCE = "reference.jsonl"  # records of dev rows, in a run and in its bundle
 Record = dict[str, Any]
-PERSONAL = tomllib.loads(Path(__file__).with_name("personal.toml").read_text("utf-8"))
 
 @dataclass(frozen=True)
 class Served:
@@ -206,6 +203,6 @@ def probs_of(logits_BK: np.ndarray, problem: str | None) -> np.ndarray:
 
 def redacted(text: str) -> str:
     """A text with names of kinds in place of e-mail addresses and of long numbers."""
-    for kind, pattern in PERSONAL.items():
+    for kind, pattern in http.PERSONAL.items():
         text = re.sub(pattern, f"[{kind}]", text)
     return text

@@ -25,8 +25,8 @@ from ftcore.config import ServeConfig
 from ftcore.data import chat, columns, encode, store
 from ftcore.deploy.answers import Answers, Served, class_figures, probs_of, redacted, text_figures
 from ftcore.deploy.engine import Engine, Finish, Job, QueueFull, Said
-from ftcore.deploy.fields import TABLE, Fields, openapi, shown
-from ftcore.deploy.http import Exchange, Meters, Refused, require
+from ftcore.deploy.fields import Fields, openapi, shown
+from ftcore.deploy.http import FIELDS, Exchange, Meters, Refused, require
 from ftcore.errors import DataError
 from ftcore.evaluate.evaluator import spoken
 from kernels.memory import held_bytes
@@ -50,7 +50,7 @@ class Api:
         self.routes = {
             path: ("POST" if groups else "GET",
                    partial(self._answer, getattr(self, name), Fields(groups, self.numbers, flags)))
-            for path, (name, groups) in TABLE["routes"].items()}
+            for path, (name, groups) in FIELDS["routes"].items()}
         sizes = map(len, map(self.tokenizer.bytes_of, range(self.tokenizer.vocab_size)))
         self.most_bytes = self.context * max(sizes)  # of a text that may fit
 

@@ -6,27 +6,24 @@ twice, half a surrogate pair, a number that is not finite, an unknown field."""
 import json
 import math
 import re
-import tomllib
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any
 
-from ftcore.deploy.http import JSON, Refused, require
+from ftcore.deploy.http import FIELDS, JSON, Refused, require
 from ftcore.errors import nearest
 
 KINDS = {"integer": int, "number": int | float, "string": str, "boolean": bool, "array": list,
          "object": dict}
 OWN, BOUNDS = {"code", "indexed", "ids"}, ("min", "max")  # JSON Schema lacks OWN
 UNITS = {"Length": " bytes", "Items": " items", "Properties": " entries"}  # of minLength ...
-TABLE = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
 
 class Fields:
     """What the body of a route may hold: `groups` of fields.toml. `numbers` are what the names of
     bounds mean; those in `flags` are options of serve.py."""
 
     def __init__(self, groups: str, numbers: Mapping[str, Any], flags: Collection[str]) -> None:
-        rules = {name: rule for group in groups.split() for name, rule in TABLE[group].items()}
-        self.rule = {"properties": rules, "required": TABLE["required"]}
+        rules = {name: rule for group in groups.split() for name, rule in FIELDS[group].items()}
+        self.rule = {"properties": rules, "required": FIELDS["required"]}
         self.numbers, self.flags = numbers, flags
 
     def read(self, body: bytes) -> dict[str, Any]:
@@ -100,13 +97,13 @@ class Fields:
 def openapi(numbers: Mapping[str, Any]) -> dict[str, Any]:
     """The routes, and what their bodies may hold, as OpenAPI 3.1 has it."""
     paths = {}
-    for path, (name, groups) in TABLE["routes"].items():
-        told = {"summary": name, "responses": TABLE["responses"]}
+    for path, (name, groups) in FIELDS["routes"].items():
+        told = {"summary": name, "responses": FIELDS["responses"]}
         if groups:
             content = {JSON: {"schema": Fields(groups, numbers, ()).schema()}}
             told["requestBody"] = {"required": True, "content": content}
         paths[path] = {"post" if groups else "get": told}
-    return TABLE["openapi"] | {"paths": paths}
+    return FIELDS["openapi"] | {"paths": paths}
 
 def fits(value: Any, rule: Mapping[str, Any]) -> bool:
     """Whether a value is of a rule's type; of a list, its first item too."""

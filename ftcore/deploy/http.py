@@ -36,10 +36,9 @@ TICK, LINGER = 0.25, 1.0  # seconds
 ONCE = (b"host", b"content-length", b"authorization", b"content-type")
 STRAY = re.compile(rb"(?<!\r)\n|\r(?!\n)|\r\n[ \t]")
 JSON, EVENTS = "application/json", "text/event-stream; charset=utf-8"
-ERRORS, METERS = (tomllib.loads(Path(__file__).with_name(f"{name}.toml").read_text("utf-8"))
-                  for name in ("errors", "meters"))
-FREE = {"/health", "/health/live", "/health/ready"}  # need no key
-ALIVE = {"/health/live", "/metrics"}  # answer while the server stops
+ERRORS, FIELDS, METERS, PERSONAL = (
+    tomllib.loads(Path(__file__).with_name(f"{name}.toml").read_text("utf-8"))
+    for name in ("errors", "fields", "meters", "personal"))
 LOG = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK  # the latter: a pipe nobody reads
 
 class Refused(Exception):
@@ -212,7 +211,7 @@ class Server:
         require(path in routes, code="unknown_route", routes=", ".join(routes))
         x.route, (method, handler) = path, routes[path]
         require(x.method == method, code="method_not_allowed", method=method)
-        require(not self.stop_at or path in ALIVE, code="draining")
+        require(not self.stop_at or path in FIELDS["alive"], code="draining")
         if x.method == "POST":
             kind = fields.get(b"content-type", b"").split(b";")[0].strip().lower()
             require(kind == JSON.encode(), code="unsupported_media_type")
@@ -234,7 +233,7 @@ class Server:
         are_equal = [hmac.compare_digest(given, known) for known in self.keys]  # in equal time
         if any(are_equal) and word.lower() == b"bearer":
             return given.hex()
-        is_free = path in FREE or self.options.public_metrics and path == "/metrics"
+        is_free = path in FIELDS["free"] or self.options.public_metrics and path == "/metrics"
         require(is_free, code="invalid_api_key")
         return ""
 

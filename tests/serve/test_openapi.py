@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.deploy.fields import TABLE
+from ftcore.deploy.http import FIELDS
 from tests.serve.conftest import QWEN3, Client
 from tests.serve.test_answers import ROUTES
 
@@ -42,7 +42,7 @@ def test_every_route_is_there_with_its_method_and_refusals(document: dict[str, A
     assert document["paths"].keys() == ROUTES
     for path, methods in document["paths"].items():
         (method, told), = methods.items()
-        assert method == ("post" if TABLE["routes"][path][1] else "get")
+        assert method == ("post" if FIELDS["routes"][path][1] else "get")
         assert ("requestBody" in told) == (method == "post")
         assert told["responses"].keys() == {"200", "default"}
         assert told["responses"]["200"]["description"]
