@@ -68,8 +68,7 @@ class Choice:
     def add(self, token: Token) -> None:
         self.tokens.append(token)
         self.offsets.append(self.size)
-        is_text = token.id not in self.tokenizer.special_ids
-        raw = self.tokenizer.bytes_of(token.id) if is_text else b""
+        raw = b"" if token.id in self.tokenizer.special_ids else self.tokenizer.bytes_of(token.id)
         if raw and self.trims:
             self.trims = False
             raw = raw if self.tokenizer.decode([token.id])[:1] == " " else raw.removeprefix(b" ")
