@@ -80,7 +80,7 @@ class Engine:
     cache_tokens: int = 65536  # slots of the cache, rows times the longest
     max_waiting: int = 128  # jobs
     prefix_tokens: int = 0  # of ended sequences, kept for prompts that begin like them
-    threads: int | None = None  # of torch, in the engine's thread; None: as in the one that starts
+    threads: int = 2  # of torch, in the engine's thread
 
     def __post_init__(self) -> None:
         transformer.pack_linears(self.model.eval())
@@ -108,8 +108,7 @@ class Engine:
     def start(self, deliver: Callable[[Said], None]) -> None:
         """Begin; `deliver` is called once a step, in the engine's thread, with what is said."""
         memory.reuse_across_steps()
-        threads = self.threads or torch.get_num_threads()
-        self.thread = threading.Thread(target=self._live, args=(deliver, threads), daemon=True)
+        self.thread = threading.Thread(target=self._live, args=(deliver,), daemon=True)
         self.thread.start()
 
     def submit(self, job: Job) -> None:
@@ -137,9 +136,9 @@ class Engine:
         self.thread.join()
 
     @torch.inference_mode()
-    def _live(self, deliver: Callable[[Said], None], threads: int) -> None:
+    def _live(self, deliver: Callable[[Said], None]) -> None:
         """The thread: torch's settings belong to it alone."""
-        torch.set_num_threads(threads)
+        torch.set_num_threads(self.threads)
         is_last = False
         while not is_last:
             self.news.clear()
