@@ -267,9 +267,8 @@ class Api:
         """What monitoring says of the newest requests."""
         look, loop = partial(self.watch.look, self.journal.records), asyncio.get_running_loop()
         found = await loop.run_in_executor(self.looks, look)  # the other threads are for texts
-        engine, told = self.engine, [finding._asdict() for finding in found]
-        canaries = {"sha256": engine.canary, "nll": engine.canary_nll, "flips": engine.canary_flips}
-        return {"model": self.served.version, "canaries": canaries, "signals": told,
+        return {"model": self.served.version, "canaries": {**self.engine.canaries},
+                "signals": [finding._asdict() for finding in found],
                 "records": len(self.journal.records), "not_used": {**self.journal.counts}}
 
     async def metrics(self, x: Exchange, fields: JsonObject) -> None:

@@ -92,8 +92,8 @@ class Engine:
         self.prefixes = attention_prefix.Prefixes(self.prefix_tokens)
         self.num_steps = self.errors = self.failures = self.prefix_asked = self.prefix_found = 0
         self.step_seconds, self.beat, self.is_stopping = 0.0, time.monotonic(), False
-        self.news, self.canary = threading.Event(), ""
-        self.canary_at, self.canary_nll, self.canary_flips = 0.0, None, 0
+        self.news, self.canary_at = threading.Event(), 0.0
+        self.canaries = {"sha256": "", "nll": None, "flips": 0}  # as /v1/monitor tells it
 
     @property
     def cache_used(self) -> float:
@@ -172,10 +172,10 @@ class Engine:
         jobs = [Job(prompt, None, num_top=num_top) for prompt in ids.tolist()]
         self._score(jobs, [])
         now = sha256(repr([(job.scores, job.read) for job in jobs]).encode()).hexdigest()
-        self.canary = self.canary or now
-        self.canary_flips += now != self.canary
+        self.canaries["sha256"] = first = self.canaries["sha256"] or now
+        self.canaries["flips"] += now != first
         told = [t.logprob for job in jobs for t in job.read[1:] if math.isfinite(t.logprob)]
-        self.canary_nll = -fmean(told) if told else None
+        self.canaries["nll"] = -fmean(told) if told else None
 
     def turn(self) -> Said:
         """What the head of this file says."""

@@ -30,23 +30,23 @@ def asked(engine: Engine) -> str:
     """The hash of another hour."""
     engine.canary_at = 0.0
     engine._ask_canaries()
-    return engine.canary
+    return engine.canaries["sha256"]
 
 @pytest.mark.parametrize(("spec", "task"), [
     (QWEN3, "lm"), (QWEN3, "classify"), (BERT, "classify"), (BERT, "trunk")])
 def test_a_flipped_bit_is_told(spec, task: str) -> None:
     engine = Engine(drawn(spec, task))
     first = asked(engine)
-    assert asked(engine) == first and engine.canary_flips == 0 and len(first) == 64
-    assert (engine.canary_nll is None) == (task != "lm")
+    assert asked(engine) == first and engine.canaries["flips"] == 0 and len(first) == 64
+    assert (engine.canaries["nll"] is None) == (task != "lm")
     weight_C = engine.model.trunk.layers[0].input_layernorm.weight.data
     before = weight_C[3].clone()
     weight_C[3] += 1e-3
     asked(engine)
     asked(engine)
-    assert engine.canary_flips == 2, "each hour is compared with the first"
+    assert engine.canaries["flips"] == 2, "each hour is compared with the first"
     weight_C[3] = before
-    assert asked(engine) == first and engine.canary_flips == 2
+    assert asked(engine) == first and engine.canaries["flips"] == 2
 
 @torch.inference_mode()
 def test_company_changes_nothing(model: Model) -> None:
@@ -56,7 +56,7 @@ def test_company_changes_nothing(model: Model) -> None:
         engine.submit(Job([5] * length, Sampling(20, seed=length)))
         engine.turn()
         assert asked(engine) == first
-    assert len(engine.running) == 3 and engine.canary_flips == 0
+    assert len(engine.running) == 3 and engine.canaries["flips"] == 0
 
 def test_they_are_asked_when_the_engine_starts_and_each_hour(
     model: Model, monkeypatch: pytest.MonkeyPatch
@@ -73,7 +73,7 @@ def test_they_are_asked_when_the_engine_starts_and_each_hour(
         engine.news.set()
         time.sleep(0.01)
     engine.stop()
-    assert {*scored} == {4} and engine.errors == engine.canary_flips == 0
+    assert {*scored} == {4} and engine.errors == engine.canaries["flips"] == 0
 
 def test_a_failure_is_counted_and_ends_nothing(
     model: Model, monkeypatch: pytest.MonkeyPatch
@@ -91,7 +91,7 @@ def test_a_failure_is_counted_and_ends_nothing(
         assert time.monotonic() < until
         time.sleep(0.01)
     engine.stop()
-    assert engine.errors == 1 and engine.canary == ""
+    assert engine.errors == 1 and engine.canaries["sha256"] == ""
 
 def test_a_prompt_points_where_it_does_alone(model: Model) -> None:
     """In company, read in pieces, answered or scored."""
