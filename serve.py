@@ -145,7 +145,7 @@ def serve(path: str, config: ServeConfig) -> int:
     from ftcore.deploy.http import Meters, Server
 
     link, now = Path(path).absolute(), os.path.realpath(path)  # which may change while it is read
-    server = Server(made(now if link.exists() else path, link.name, config, Meters()), config)
+    server = Server(made(now if link.exists() else path, link.name, config, Meters()))
 
     def ready(port: int) -> None:
         told = command_to_try(where := f"http://{config.host}:{port}", server.api)

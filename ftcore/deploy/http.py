@@ -29,8 +29,6 @@ from typing import Any
 import h11
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from ftcore.config import ServeConfig
-
 MAX_HEAD, MAX_FIELDS, BACKLOG = 16 * 1024, 64, 1024  # bytes, fields, waiting connections
 TICK, LINGER = 0.25, 1.0  # seconds
 ONCE = (b"host", b"content-length", b"authorization", b"content-type")
@@ -116,8 +114,8 @@ Handler = Callable[[Exchange], Awaitable[bytes | None]]  # returns JSON, or None
 class Server:
     """Serves the `routes` (path -> method, Handler) of its `api`, until a signal or a break."""
 
-    def __init__(self, api: Any, options: ServeConfig) -> None:
-        self.api, self.options, self.meters = api, options, api.meters
+    def __init__(self, api: Any) -> None:
+        self.api, self.options, self.meters = api, (options := api.options), api.meters
         self.open = set[Exchange]()
         self.log = os.open(options.log, LOG, 0o644) if options.log else 2  # 2: standard error
         self.meters["http_connections"].set_function(lambda: len(self.open))

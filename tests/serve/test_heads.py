@@ -119,6 +119,5 @@ def test_a_broken_engine_ends_the_server(made: Make) -> None:
     api = ask.api
     with pytest.raises(Refused, match="does not work"):
         asyncio.run(api.ready(None, {}))
-    config = replace(api.options, port=0)
-    server = Server(api, config)
-    assert asyncio.run(server.run(lambda port: None)) == 1
+    api.options = replace(api.options, port=0)
+    assert asyncio.run(Server(api).run(lambda port: None)) == 1

@@ -114,19 +114,20 @@ def test_keys_are_compared_in_constant_time(
     monkeypatch.setattr(hmac, "compare_digest", compare)
     (tmp_path / "keys").write_text("alpha\nbeta\ngamma")
     config = ServeConfig(api_key_file=tmp_path / "keys")
-    server = http.Server(api({}), config)
+    server = http.Server(api({}, config))
     server._owner({b"authorization": b"Bearer alpha"}, "/v1/models")
     assert [one for one, _ in compared] == [hashlib.sha256(b"alpha").digest()] * 3
 
-def api(routes: dict[str, tuple[str, http.Handler]]) -> SimpleNamespace:
+def api(routes: dict[str, tuple[str, http.Handler]], config: ServeConfig) -> SimpleNamespace:
     meters, engine = http.Meters(), Engine(Model(SPEC, "lm"))
-    return SimpleNamespace(routes=routes, engine=engine, meters=meters, journal=Journal())
+    return SimpleNamespace(routes=routes, options=config, engine=engine, meters=meters,
+                           journal=Journal())
 
 def answered(handler: http.Handler, config: ServeConfig, *, is_late: bool = False) -> bytes:
     """What a server in this process says to a request for /x, read with pauses, or only once the
     server has given up."""
     async def ask() -> bytes:
-        server = http.Server(api({"/x": ("GET", handler)}), config)
+        server = http.Server(api({"/x": ("GET", handler)}, config))
         listening = await asyncio.start_server(server._connected, "127.0.0.1", 0)
         async with listening:
             where = listening.sockets[0].getsockname()
