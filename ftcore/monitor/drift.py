@@ -11,7 +11,8 @@ categories, P and Q their distribution functions.
     wasserstein  integral of |P - Q|, in standard deviations of the reference
     mmd          mean k(x, x') + mean k(y, y') - 2 mean k(x, y) of different vectors of both sides,
                  k = exp(-|x - y|^2 / their median); p: how often no less, where they are dealt anew
-    auroc        how well a logistic regression, fitted to half of both sides, tells the other apart
+    auroc        how well a logistic regression, fitted to half of both sides, tells the other
+                 apart; p: of ranks so uneven, where the sides are alike
     drop         the mean lost: of calibrated confidence the accuracy lost as the model itself sees
                  it, of feedback the `accuracy`
     ece          rise of the calibration error
@@ -99,7 +100,7 @@ def mmd_of(z_BE: Array, x_PB: Array, y_PB: Array) -> Array:
     within_P += ((theirs_PB * y_PB).sum(1) - M) / max(M * M - M, 1)
     return within_P - 2 * (near_PB * y_PB).sum(1) / (N * M)
 
-def auroc(reference_NE: Array, window_ME: Array) -> float:
+def auroc(reference_NE: Array, window_ME: Array) -> tuple[float, float]:
     z_BE, is_y_B = _both(reference_NE, window_ME, most=VECTORS // 4)
     z_BE = np.insert((z_BE - z_BE.mean(0)) / (z_BE.std(0) + 1e-9), 0, 1, 1)
     fitted_BE, weights_E, ridge_EE = z_BE[::2], 0 * z_BE[0], np.eye(z_BE.shape[1])
@@ -108,7 +109,14 @@ def auroc(reference_NE: Array, window_ME: Array) -> float:
         slope_E = fitted_BE.T @ (p_B - is_y_B[::2]) + weights_E
         curve_EE = (fitted_BE.T * (p_B - p_B**2)) @ fitted_BE + ridge_EE
         weights_E = weights_E - np.linalg.solve(curve_EE, slope_E).astype(np.float32)
-    return ranking(is_y_B[1::2], z_BE[1::2] @ weights_E)["auroc"]
+    value = ranking(is_y_B[1::2], z_BE[1::2] @ weights_E)["auroc"]
+    n, m = np.maximum(1, np.bincount(is_y_B[1::2], minlength=2))
+    return value, 1 - equal_ranks(n, m).cdf(value)
+
+def equal_ranks(n: int, m: int) -> NormalDist:
+    """How the AUROC of n and m values is spread where all are of one law.
+    source: Mann and Whitney 1947, Ann. Math. Stat. 18, 50-60"""
+    return NormalDist(0.5, math.sqrt((n + m + 1) / (12 * n * m)))
 
 def _both(*sides: Array, most: int) -> tuple[Array, Array]:
     """z_BE of both sides, so many of each at most, evenly taken; which are of the window."""
@@ -137,10 +145,10 @@ def _gaps(reference_N: Array, window_M: Array) -> tuple[Array, Array]:
 
 STATISTICS: dict[str, Callable[[Array, Array], float]] = {
     "psi": psi, "js": js, "ks": lambda *sides: ks(*sides)[0], "wasserstein": wasserstein,
-    "mmd": lambda *sides: mmd(*sides)[0], "auroc": auroc,
+    "mmd": lambda *sides: mmd(*sides)[0], "auroc": lambda *sides: auroc(*sides)[0],
     "drop": drop, "accuracy": drop,  # `ece`: of confidences, each with whether it was right
     "ece": lambda one_N2, two_M2: calibration_error(*two_M2.T) - calibration_error(*one_N2.T)}
-P_VALUES = {"js": chi2, "ks": ks, "mmd": partial(mmd, deals=100)}  # for people; bounds alarm
+P_VALUES = {"js": chi2, "ks": ks, "mmd": partial(mmd, deals=100), "auroc": auroc}  # for people
 STATES = {None: "insufficient data", 0: "as the reference", 1: "moved", 2: "moved, twice in a row"}
 
 class Finding(NamedTuple):
@@ -195,8 +203,8 @@ class Watch:
             sizes, (z_BE, _) = (len(values), size), _both(values, values[:0], most=VECTORS)
             x_PB, y_PB = (random.multinomial(min(n, VECTORS), [1 / len(z_BE)] * len(z_BE),
                                              DRAWS).astype(np.float32) for n in sizes)
-            n, m = (max(1, min(each, VECTORS // 4) // 2) for each in sizes)
-            chance = NormalDist(0.5, math.sqrt((n + m + 1) / (12 * n * m))).inv_cdf(1 - ALPHA)
+            halves = (max(1, min(each, VECTORS // 4) // 2) for each in sizes)
+            chance = equal_ranks(*halves).inv_cdf(1 - ALPHA)
             drawn = np.quantile(mmd_of(z_BE, x_PB, y_PB), 1 - ALPHA), chance
             return np.maximum([*effects.values()], drawn)
         for _ in range(DRAWS):

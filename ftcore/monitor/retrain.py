@@ -193,14 +193,22 @@ def said(command: str) -> Line:
         raise TrainingError(f"{command}: ended with {process.returncode}, see above; then again")
     return json.loads(line)
 
+def gate(folder: Path, /) -> Line:
+    """The verdict of a plan once more, from the figures that it notes. CheckpointError: there is
+    none, or it does not follow from them."""
+    file = folder.resolve() / VERDICT
+    verdict = read_object(file, advice=f": first python -m ftcore.monitor run {folder}")
+    if [*judge(verdict["inputs"])] != [verdict["answer"], verdict["reasons"]]:
+        raise CheckpointError(f"{file}: was altered, its figures say otherwise; restore it")
+    return verdict
+
 def promote(link: Path, made: Path, /) -> str:
     """Let a run or bundle answer, or, of a plan's folder, what it has made, if that passed. Raises
     ConfigError: it did not, or was judged beside another model than answers now; as `_point`."""
     now, made = link.resolve(), made.resolve()
     if not (made / PLAN).is_file():
         return _point(link, now, "promote", made)
-    verdict = read_object(made / VERDICT, advice=f": first python -m ftcore.monitor run {made}")
-    if verdict["answer"] != "pass":
+    if (verdict := gate(made))["answer"] != "pass":
         why = f"{verdict['answer']}, {'; '.join(verdict['reasons'])}"
         raise ConfigError(f"{made}: {why}; a run may be promoted by its own name all the same")
     if (was := verdict["inputs"]["run"]) != str(now):

@@ -5,6 +5,7 @@ from base64 import b64decode
 import numpy as np
 import pytest
 import torch
+from scipy.stats import mannwhitneyu
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
@@ -52,10 +53,13 @@ def test_dealt_anew_equal_sides_are_told_apart_as_seldom_as_they_should() -> Non
 
 def test_a_classifier_tells_sides_of_one_law_apart_as_chance_does() -> None:
     told = [auroc(normal(seed, 2000), normal(seed + 50, 2000)) for seed in range(30)]
-    assert np.mean(told) == pytest.approx(0.5, abs=0.02)
-    assert np.mean([0.45 < each < 0.55 for each in told]) > 0.9
-    assert auroc(normal(0, 200), normal(1, 200, shift=5)) > 0.999
-    assert auroc(np.ones((20, 3)), np.ones((20, 3))) == 0.5
+    values, p_values = np.array(told).T
+    assert np.mean(values) == pytest.approx(0.5, abs=0.02)
+    assert np.mean([0.45 < each < 0.55 for each in values]) > 0.9
+    assert np.mean(p_values) == pytest.approx(0.5, abs=0.15)
+    value, p = auroc(normal(0, 200), normal(1, 200, shift=5))
+    assert value > 0.999 and p < 1e-9
+    assert auroc(np.ones((20, 3)), np.ones((20, 3))) == (0.5, 0.5)
 
 @pytest.mark.parametrize("shift", [0.0, 0.3, 1.0])
 def test_the_classifier_is_that_of_a_library(shift: float) -> None:
@@ -65,7 +69,12 @@ def test_the_classifier_is_that_of_a_library(shift: float) -> None:
     z_BE = np.insert(z_BE, 0, 1, 1)
     theirs = LogisticRegression(C=1.0, fit_intercept=False).fit(z_BE[::2], is_new_B[::2])
     expected = roc_auc_score(is_new_B[1::2], theirs.decision_function(z_BE[1::2]))
-    assert auroc(*sides) == pytest.approx(expected, abs=1e-3)
+    value, p = auroc(*sides)
+    assert value == pytest.approx(expected, abs=1e-3)
+    z_T, is_new_T = theirs.decision_function(z_BE[1::2]), is_new_B[1::2]
+    ranks = mannwhitneyu(z_T[is_new_T], z_T[~is_new_T], alternative="greater",
+                         method="asymptotic")
+    assert p == pytest.approx(ranks.pvalue, rel=0.05)
 
 def test_other_topics_alarm_and_an_order_of_topics_does_not() -> None:
     """A file of dev rows may be sorted by its classes."""

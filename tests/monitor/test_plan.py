@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ftcore.cli import parse
 from ftcore.errors import ConfigError, DataError
@@ -235,3 +236,13 @@ def test_a_report_has_a_page(served: Path, capsys: pytest.CaptureFixture[str]) -
     assert "60 with feedback: 0.0% to 6.0% right (95 %)" in said
     page = Path("log.jsonl.html").read_text()
     assert "What moved" in page and "http" not in page.replace("http://www.w3.org", "")
+    board = EventAccumulator("log.jsonl.tensorboard").Reload()
+    told = {name: [(e.step, round(e.wall_time)) for e in board.Scalars(name)]
+            for name in board.Tags()["scalars"]}
+    assert {"prompt_tokens/psi/value", "prompt_tokens/psi/bound", "label/js/value"} <= told.keys()
+    lines = map(json.loads, file.read_text().splitlines())
+    times = [round(line["time"]) for line in lines if "rows" in line]
+    assert told["label/js/value"] == [(end, times[end - 1]) for end in (20, 40, 60)]
+    assert main(["report", str(served), str(file), "--window", "20"]) == 0
+    board = EventAccumulator("log.jsonl.tensorboard").Reload()
+    assert [e.step for e in board.Scalars("label/js/value")] == [20, 40, 60], "each point once"

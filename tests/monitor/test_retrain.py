@@ -77,6 +77,8 @@ def test_a_plan_is_followed_up_to_the_server(served: Path, tmp_path: Path) -> No
         assert done.returncode == 0, done.stdout + done.stderr
         verdict = json.loads(Path("plans/a b/verdict.json").read_text())
         assert judge(verdict["inputs"]) == ("pass", verdict["reasons"])
+        assert (again := cron("gate", "plans/a b")).returncode == 0, again.stderr
+        assert again.stdout.startswith("pass\n  recent: ")
         assert [each["what"] for each in verdict["inputs"]["gains"]] == ["recent"]
         assert [each["what"] for each in verdict["inputs"]["kept"]] == ["test"]
         assert cron("run", "plans/a b").returncode == 0  # once more does no harm
@@ -156,6 +158,17 @@ def test_what_is_not_promoted(capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["run", "empty"], ["promote", str(LINK), "empty"], ["rollback", "nothing"]):
         assert main(words) == 2
         assert capsys.readouterr().err.startswith("error: ")
+
+def test_a_verdict_follows_from_its_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    inputs = {"run": str(finished("one").resolve()), "gains": [rows(9, 8)], "kept": []}
+    plan_of(finished("two"))
+    answer, reasons = judge(inputs)
+    verdict = {"answer": answer, "reasons": reasons, "inputs": inputs}
+    Path("two/verdict.json").write_text(json.dumps(verdict))
+    assert main(["gate", "two"]) == 1 and capsys.readouterr().out.startswith("fail\n  x: 9 of ")
+    Path("two/verdict.json").write_text(json.dumps(verdict | {"answer": "pass"}))
+    with pytest.raises(CheckpointError, match="two/verdict.json: was altered"):
+        promote(LINK, Path("two"))
 
 def test_all_of_a_bundle_is_verified() -> None:
     with write_folder(Path("bundle")) as folder:
