@@ -18,7 +18,6 @@ from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
 from ftcore.cli import CONFIG_FILE, Command, known, read_toml, resolved, take_value
 from ftcore.config import RUNS
 from ftcore.errors import ConfigError, FtcoreError, nearest
@@ -60,7 +59,6 @@ def opened(command: Command) -> "LoadedModel":
     """The model of a run (`command.resume`), or model.path without one, on its device."""
     # Imported here, so that --help and a mistyped option answer at once.
     import torch
-
     from ftcore.align.preference import TASKS
     from ftcore.env import compute
     from ftcore.tune.adapter import load_artifact, load_base

@@ -21,9 +21,7 @@ import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
 import tyro
-
 from ftcore.cli import CONFIG_FILE, checked, parse
 from ftcore.config import ServeConfig
 from ftcore.errors import ConfigError, FtcoreError
@@ -90,7 +88,6 @@ def made(path: str, name: str, config: ServeConfig, meters: "Meters") -> "Api":
     """The routes over an engine of its own, asked for by that name."""
     # Imported here, so that --help and a mistyped option answer at once.
     import torch
-
     from ftcore.data.tokenizer import Tokenizer
     from ftcore.deploy.answers import REFERENCE, Served
     from ftcore.deploy.api import Api

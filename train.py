@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
-
 from ftcore.cli import CONFIG_FILE, Command, parse, to_toml
 from ftcore.config import PpoRun
 from ftcore.errors import CheckpointError, ConfigError, DataError, FtcoreError
@@ -35,7 +34,6 @@ def run(command: Command) -> int:
     returns the exit code."""
     # Imported here, as in `tune`, so that --help and a mistyped option answer at once.
     import torch
-
     from ftcore.align.ppo import PpoLoop
     from ftcore.align.preference import kind_of
     from ftcore.align.rollout import Actor

@@ -11,9 +11,7 @@ import tomllib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_type_hints
-
 import tyro
-
 from ftcore.config import RUNS, Limit, Run, Section
 from ftcore.errors import ConfigError, nearest
 

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, NamedTuple, dataclass_transform
-
 from tyro.conf import UseAppendAction
 
 Format = Literal["auto", "tsv", "csv", "jsonl", "json", "txt", "labelled"]

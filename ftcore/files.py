@@ -16,9 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-
 from safetensors import SafetensorError
-
 from ftcore.errors import CheckpointError
 
 MANIFEST = "manifest.json"

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-
 from ftcore.errors import ModelError
 
 HERE = Path(__file__).parent / "builtin"

@@ -8,10 +8,8 @@ from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
 import torch
 from torch import Tensor
-
 from ftcore.config import Run
 from ftcore.data import pack, store
 from ftcore.data.chat import encode_prompt

@@ -22,12 +22,10 @@ source      Vaswani et al. 2017, arXiv:1706.03762; grouped: Ainslie et al. 2023,
             window: Beltagy et al. 2020, arXiv:2004.05150; soft cap: Gemma 2, arXiv:2408.00118"""
 
 from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
-
 from kernels.backend import Impl, kernels_of
 from kernels.docs import LONG, Docs, Group
 from kernels.launch import MAX_HEAD_WIDTH

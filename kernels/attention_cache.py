@@ -7,10 +7,8 @@ stream, B sequences, S slots, H query heads, G key/value heads, D head width."""
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate, chain, pairwise
-
 import torch
 from torch import Tensor
-
 from kernels.attention import attention
 from kernels.attention_decode import attention_chunk, attention_decode
 from kernels.docs import Docs, rounded

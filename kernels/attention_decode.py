@@ -12,7 +12,6 @@ backward    none: decoding never trains"""
 
 import torch
 from torch import Tensor
-
 from kernels.backend import Impl, kernels_of
 from kernels.launch import MAX_HEAD_WIDTH
 from kernels.softcap import capped

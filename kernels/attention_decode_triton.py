@@ -11,7 +11,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-
 from kernels import launch
 from kernels.attention_triton import LOG2_E, dot_width
 from kernels.cross_entropy_triton import tanh

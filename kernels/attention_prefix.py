@@ -5,10 +5,8 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from itertools import takewhile
-
 import torch
 from torch import Tensor
-
 from kernels.attention_cache import Cache
 
 BLOCK = 16  # tokens

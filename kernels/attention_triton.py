@@ -15,14 +15,12 @@ cost        backward 3.5 times the FLOP of forward, each half as much when causa
 source      Dao 2023, arXiv:2307.08691; Milakov & Gimelshein 2018, arXiv:1805.02867"""
 
 import math
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from triton.tools.tensor_descriptor import TensorDescriptor
-
 from kernels import launch
 from kernels.attention import Rule
 from kernels.cross_entropy_triton import tanh

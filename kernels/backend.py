@@ -9,7 +9,6 @@ from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Literal
-
 import torch
 from torch import Tensor
 

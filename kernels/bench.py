@@ -19,9 +19,7 @@ from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from typing import Any
-
 import torch
-
 from kernels.cases import Call, Draw, Sizes, chosen, label, ops, workers
 from kernels.launch import CONFIGS_FILE, Config, arch_of, configs, rows_of
 

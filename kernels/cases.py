@@ -15,10 +15,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from random import Random
 from typing import Any
-
 import torch
 from torch import Tensor
-
 from kernels.attention import attention, attention_reference
 from kernels.attention_decode import attention_decode, attention_decode_reference
 from kernels.cross_entropy import linear_cross_entropy, linear_cross_entropy_reference

@@ -11,10 +11,8 @@ from collections.abc import Collection, Mapping
 from functools import partial
 from itertools import product
 from typing import NamedTuple
-
 import torch
 from torch import Tensor
-
 from kernels.backend import DTYPES, is_interpreted
 from kernels.cases import Call, Draw, Sizes, chosen, label, ops, workers
 

@@ -18,12 +18,10 @@ source      label smoothing: Szegedy et al. 2015, arXiv:1512.00567, section 7;
 A loss is a sum and a weight. The caller divides once, by the weight of the whole optimiser step."""
 
 from types import ModuleType
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
-
 from kernels.backend import Impl, kernels_of
 from kernels.docs import rounded
 from kernels.softcap import capped

@@ -13,10 +13,8 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Protocol
-
 import torch
 from torch import Tensor
-
 from kernels.docs import Docs
 
 GRAIN, MORE_DOCS = 512, 32  # tokens and scored rows, and documents, are filled up to a multiple

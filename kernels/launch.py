@@ -9,7 +9,6 @@ and without the measuring at run time of @autotune. `python -m kernels.bench --t
 import tomllib
 from functools import cache
 from pathlib import Path
-
 import torch
 from torch import Tensor
 

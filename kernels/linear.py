@@ -3,11 +3,9 @@ layout of the matrix is read in 0.4 to 0.8 of the time for up to 64 rows. Rows a
 sizes (kernels/docs.py); four take less time than fewer."""
 
 from collections.abc import Callable, Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
 from kernels.docs import rounded
 
 @torch.no_grad()

@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
-
 from kernels.backend import Impl, kernels_of
 from kernels.dropout import scaled_keep
 from kernels.launch import MAX_RANK

@@ -6,7 +6,6 @@ import os
 import resource
 from contextlib import suppress
 from pathlib import Path
-
 import torch
 from torch import Tensor
 

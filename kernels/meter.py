@@ -4,7 +4,6 @@ import weakref
 from bisect import bisect_left, insort
 from collections.abc import Iterable
 from typing import Any
-
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily

@@ -15,7 +15,6 @@ source      Zhang and Sennrich 2019, arXiv:1910.07467; Ba et al. 2016, arXiv:160
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
-
 from kernels.backend import Impl, kernels_of
 from kernels.launch import MAX_NORM_WIDTH
 

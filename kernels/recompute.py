@@ -6,7 +6,6 @@ compiler: 152 MiB more in each process."""
 
 from collections.abc import Callable
 from contextlib import suppress
-
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks

@@ -10,11 +10,9 @@ dtypes      angles in fp32, cos and sin rounded to the compute dtype as HF does
 GPU         kernels/rope_triton.py, which reads and writes every value once"""
 
 import math
-
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
-
 from kernels.backend import Impl, kernels_of
 from kernels.launch import MAX_HEAD_WIDTH
 from kernels.norm import rms_norm

@@ -14,7 +14,6 @@ who else is in the batch. Letters: B sequences, V vocabulary, T places of an ans
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
-
 import numpy as np
 import torch
 from torch import Tensor

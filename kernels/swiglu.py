@@ -11,11 +11,9 @@ GPU         kernels/swiglu_triton.py, which forms the activation again in the ba
 source      Shazeer 2020, arXiv:2002.05202; Hendrycks and Gimpel 2016, arXiv:1606.08415"""
 
 import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
 from kernels.backend import Impl, kernels_of
 
 def swiglu_reference(gate_NF: Tensor, up_NF: Tensor) -> Tensor:

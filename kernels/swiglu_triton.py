@@ -11,7 +11,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
-
 from kernels import launch
 
 @triton.jit

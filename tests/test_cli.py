@@ -8,9 +8,7 @@ import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import get_type_hints
-
 import pytest
-
 from ftcore.cli import CONFIG_FILE, PRESETS, limit_of, parse, to_toml
 from ftcore.config import RUNS, ClassifyRun, SftRun
 from ftcore.errors import ConfigError

@@ -10,9 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
 import pytest
-
 from ftcore import files
 from ftcore.errors import CheckpointError
 

@@ -24,10 +24,8 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
-
 import pytest
 import torch
-
 from ftcore import verify
 from ftcore.config import PeftConfig
 from ftcore.data.pack import collate

@@ -11,9 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-
 import pytest
-
 import ftcore
 
 ROOT = Path(__file__).parents[1]

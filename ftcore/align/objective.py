@@ -22,10 +22,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
-
 import torch
 from torch import Tensor
-
 from ftcore.data.pack import Batch
 from ftcore.model.heads import Model
 from ftcore.tune.task import hidden

@@ -24,11 +24,9 @@ from copy import deepcopy
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
-
 from ftcore.align import objective, rollout
 from ftcore.data import columns, pack
 from ftcore.env.compute import derived

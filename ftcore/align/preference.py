@@ -17,13 +17,11 @@ Rafailov et al. 2023, arXiv:2305.18290, eq. 7; IPO: Azar et al. 2023, arXiv:2310
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
-
 from ftcore.config import DpoRun, Run
 from ftcore.data import pack, store
 from ftcore.evaluate.evaluator import log_ratios

@@ -27,10 +27,8 @@ from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
 from typing import Any
-
 import numpy as np
 import torch
-
 from ftcore.align.preference import TASKS
 from ftcore.cli import known, parse
 from ftcore.config import RewardsConfig

@@ -8,10 +8,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-
 import numpy as np
 from torch import Tensor
-
 from ftcore.align import objective, rewards
 from ftcore.config import PpoRun
 from ftcore.data.chat import encode_prompt

@@ -8,9 +8,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-
 import numpy as np
-
 from ftcore.cli import CONFIG_FILE, parse, take_value, to_toml
 from ftcore.data import columns, encode, read, store
 from ftcore.data.pack import Encoded, apart, is_pair, pack, split, step_rows

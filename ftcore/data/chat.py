@@ -15,11 +15,9 @@ from datetime import datetime
 from functools import lru_cache, partial
 from itertools import accumulate, islice
 from typing import NoReturn
-
 import jinja2
 import numpy as np
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 from ftcore.config import TrainOn
 from ftcore.data.columns import Chat, Message, RowError
 from ftcore.data.pack import Encoded, shifted

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple, NotRequired, TypedDict, get_args
-
 from ftcore import config as configs
 from ftcore.config import DataConfig
 from ftcore.errors import DataError, nearest

@@ -18,9 +18,7 @@ source: Broder 1997, "On the resemblance and containment of documents"; Bawa, Co
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-
 import numpy as np
-
 from ftcore.errors import DataError
 
 SIMILAR, LIKELY = 0.8, 0.71  # Jaccard index; its estimate, 2.5 standard errors lower

@@ -7,9 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product, tee
-
 import numpy as np
-
 from ftcore import config as configs
 from ftcore.data import columns
 from ftcore.data.chat import find_answers, supervise

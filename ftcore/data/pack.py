@@ -11,11 +11,9 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-
 import numpy as np
 import torch
 from torch import Tensor
-
 from kernels.docs import Docs
 
 IGNORED = -100  # label of a position that predicts nothing

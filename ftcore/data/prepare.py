@@ -14,9 +14,7 @@ from functools import partial
 from itertools import compress
 from pathlib import Path
 from typing import Literal
-
 import numpy as np
-
 from ftcore import config as configs
 from ftcore import files
 from ftcore.config import DataConfig

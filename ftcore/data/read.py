@@ -23,7 +23,6 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, 
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
 from ftcore.builtin import chat as builtin
 from ftcore.config import DataConfig, Format, PairsDataConfig
 from ftcore.data.columns import Example, Rejected, Row, besides, examples, require, require_some

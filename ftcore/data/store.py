@@ -8,10 +8,8 @@ import platform
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
 import jinja2
 import numpy as np
-
 from ftcore import builtin, files
 from ftcore.data import columns, encode, pack, read
 from ftcore.data.tokenizer import Tokenizer

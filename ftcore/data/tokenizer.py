@@ -11,11 +11,9 @@ from functools import partial
 from itertools import accumulate, chain, islice, pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
-
 import numpy as np
 import tokenizers
 from tokenizers import processors
-
 from ftcore.errors import DataError, ModelError
 from ftcore.hub import json_object
 

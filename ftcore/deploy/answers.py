@@ -19,9 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
-
 import numpy as np
-
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.deploy import engine, http
 from kernels.sampling import Token

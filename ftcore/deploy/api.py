@@ -17,10 +17,8 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
 import numpy as np
 from prometheus_client import generate_latest
-
 from ftcore.config import ServeConfig
 from ftcore.data import chat, columns, encode, store
 from ftcore.deploy.answers import Answers, Served, class_figures, probs_of, redacted, text_figures

@@ -6,10 +6,8 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-
 import numpy as np
 import torch
-
 from ftcore import files
 from ftcore.align.preference import TASKS
 from ftcore.cli import parse

@@ -22,10 +22,8 @@ from hashlib import sha256
 from queue import Full as QueueFull
 from statistics import fmean
 from typing import NamedTuple
-
 import numpy as np
 import torch
-
 from ftcore.errors import ModelError
 from ftcore.model import generate, heads, transformer
 from kernels import attention_cache, attention_prefix, memory

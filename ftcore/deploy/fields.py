@@ -8,7 +8,6 @@ import math
 import re
 from collections.abc import Collection, Mapping
 from typing import Any
-
 from ftcore.deploy.http import FIELDS, JSON, Refused, require
 from ftcore.errors import nearest
 

@@ -25,7 +25,6 @@ from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
-
 import h11
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 

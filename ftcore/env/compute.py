@@ -3,10 +3,8 @@ numbers has a key, (seed, what for), so resuming needs no saved generator."""
 
 import os
 from dataclasses import dataclass
-
 import numpy as np
 import torch
-
 from ftcore.errors import ConfigError
 
 PRECISIONS = {  # dtype of the weights, and of matrix products where that is another

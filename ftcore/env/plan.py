@@ -6,11 +6,9 @@ asked what they took, unless they take more than it has."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-
 import numpy as np
 from torch import Tensor, cuda, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-
 from ftcore.config import Run
 from ftcore.data.pack import Batch, Encoded, collate, lengths, pack, split
 from ftcore.model.heads import Model

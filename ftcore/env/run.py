@@ -19,7 +19,6 @@ from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
-
 from ftcore import files
 from ftcore.errors import CheckpointError, ConfigError, DataError
 

@@ -8,13 +8,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
-
 from ftcore.config import DpoConfig, EvalConfig, RewardConfig
 from ftcore.data import columns, prepare
 from ftcore.data.chat import encode_prompt

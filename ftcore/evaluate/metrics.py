@@ -41,9 +41,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
-
 import numpy as np
-
 from ftcore.errors import DataError
 
 Metrics = dict[str, float]

@@ -20,11 +20,9 @@ from functools import cache, cached_property, partial
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
-
 import numpy as np
 import torch
 import torch.nn.functional as F
-
 from ftcore.cli import CONFIG_FILE
 from ftcore.config import Run
 from ftcore.data import dedup, encode, pack, store

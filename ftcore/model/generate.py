@@ -6,11 +6,9 @@ Letters: B sequences, N new tokens, T those of one sequence at most, V vocabular
 
 from collections.abc import Sequence
 from itertools import accumulate
-
 import numpy as np
 import torch
 from torch import Tensor
-
 from ftcore.errors import ModelError
 from ftcore.model.heads import Model
 from kernels.attention_cache import Cache

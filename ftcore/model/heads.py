@@ -4,10 +4,8 @@ from base64 import b64encode
 from collections.abc import Iterable
 from functools import cache, partial
 from typing import Literal
-
 import torch
 from torch import Tensor, nn
-
 from ftcore.model.transformer import Linear, ModelSpec, Norm, Transformer
 from kernels import backend, cross_entropy
 from kernels.docs import Docs

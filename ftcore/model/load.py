@@ -10,11 +10,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
-
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-
 from ftcore.errors import ModelError
 from ftcore.hub import json_object
 from ftcore.model.families import Family, family_named, matches

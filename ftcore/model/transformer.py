@@ -16,11 +16,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
 from ftcore.config import Recompute
 from ftcore.errors import ModelError
 from kernels.attention import attention

@@ -10,10 +10,8 @@ import sys
 import time
 from pathlib import Path
 from typing import NoReturn
-
 import tyro
 from torch.utils.tensorboard import SummaryWriter
-
 from ftcore.cli import checked
 from ftcore.data.store import rendered
 from ftcore.errors import FtcoreError

@@ -34,10 +34,8 @@ from functools import cache, partial
 from pathlib import Path
 from statistics import NormalDist
 from typing import NamedTuple
-
 import numpy as np
 import torch
-
 from ftcore.deploy.answers import Record
 from ftcore.evaluate.metrics import calibration_error, ranking
 from ftcore.model.heads import SKETCH

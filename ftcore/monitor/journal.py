@@ -9,11 +9,9 @@ import json
 import sys
 from collections import Counter, defaultdict
 from pathlib import Path
-
 import numpy as np
 import torch
 from tqdm import tqdm
-
 from ftcore.data import chat, encode
 from ftcore.deploy import answers
 from ftcore.deploy.engine import Engine, Finish, Job

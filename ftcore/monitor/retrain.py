@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-
 from ftcore import files
 from ftcore.cli import CONFIG_FILE, Command, as_flags, parse, read_toml, resolved, to_toml
 from ftcore.config import Count, NotNegative, Section

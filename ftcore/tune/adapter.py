@@ -16,11 +16,9 @@ from collections.abc import Collection, Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
-
 import torch
 from safetensors.torch import save_file
 from torch import nn
-
 from ftcore import files
 from ftcore.config import PeftConfig, Run
 from ftcore.data.tokenizer import Tokenizer

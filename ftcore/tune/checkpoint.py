@@ -10,10 +10,8 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
-
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-
 from ftcore import files
 from ftcore.errors import CheckpointError
 

@@ -15,10 +15,8 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-
 import torch
 from torch import Tensor, nn
-
 from ftcore.config import OptimConfig
 from ftcore.errors import ConfigError, ModelError, nearest
 from ftcore.model.families import LAYER

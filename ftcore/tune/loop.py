@@ -14,13 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import ClassVar
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
-
 from ftcore.config import Run
 from ftcore.data.pack import Batch, Encoded, collate, lengths, pack, split, step_rows, total_weight
 from ftcore.env.compute import LossScale, derived

@@ -12,11 +12,9 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
 from ftcore.config import PeftConfig
 from ftcore.errors import ConfigError
 from ftcore.model.heads import Model

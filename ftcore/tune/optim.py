@@ -24,10 +24,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from itertools import accumulate, pairwise
 from weakref import WeakMethod
-
 import torch
 from torch import Tensor, nn
-
 from ftcore.config import OptimConfig, ScheduleConfig
 from ftcore.errors import CheckpointError
 from kernels.memory import shared_zeros

@@ -6,11 +6,9 @@ Its loss is (sum, weight), over the scored rows, which alone reach the head (law
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
 from ftcore.config import PeftConfig
 from ftcore.data.pack import Batch
 from ftcore.errors import ConfigError

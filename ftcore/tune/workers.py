@@ -15,9 +15,7 @@ import signal
 from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection
 from typing import Any
-
 import torch
-
 from ftcore.tune.optim import AdamW
 
 class Workers(ExitStack):

@@ -5,12 +5,10 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
-
 import pytest
 import tokenizers
 import torch
 from torch import Tensor
-
 from ftcore.align.ppo import PpoLoop
 from ftcore.align.rollout import Actor
 from ftcore.config import GrpoRun, PpoRun, PromptsDataConfig

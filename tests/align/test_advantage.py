@@ -2,12 +2,10 @@
 
 import math
 from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-
 from ftcore.align.objective import gae, grouped, token_rewards, whitened
 
 DISCOUNTS = [(1.0, 0.95), (0.9, 0.8), (0.97, 0.0), (1.0, 1.0), (0.9, 1.0), (0.0, 0.7)]

@@ -5,13 +5,11 @@ from collections import defaultdict
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
-
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.distributions import Categorical, kl_divergence
-
 from ftcore.align.objective import Control, Seen, divergences, policy_loss, seen, value_loss
 from ftcore.align.ppo import READ, PpoLoop
 from ftcore.align.rollout import Actor

@@ -1,10 +1,8 @@
 """A toy whose optimum is known: of all policies the best is q exp(r / beta), over its sum."""
 
 from collections.abc import Callable
-
 import pytest
 import torch
-
 from ftcore.align.ppo import PpoLoop
 from tests.align.conftest import LETTERS, WORTH, answers, chances
 

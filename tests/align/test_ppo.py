@@ -3,10 +3,8 @@
 import json
 from collections.abc import Callable
 from typing import Any
-
 import pytest
 import torch
-
 from ftcore.align import objective
 from ftcore.align.ppo import PpoLoop
 from ftcore.align.rollout import BEST, DRAWN

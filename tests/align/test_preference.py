@@ -7,12 +7,10 @@ from collections import defaultdict
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
-
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-
 from ftcore.align import preference
 from ftcore.align.preference import TASKS, bradley_terry, dpo, kind_of, refer
 from ftcore.config import DpoConfig, DpoRun, PretrainRun, RewardConfig, RewardRun

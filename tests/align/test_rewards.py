@@ -8,11 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-
 import numpy as np
 import pytest
 import torch
-
 from ftcore.align import rewards
 from ftcore.align.rewards import KINDS, Rewards
 from ftcore.cli import Command

@@ -10,9 +10,7 @@ floor each side reaches. The last line is JSON.
 import argparse
 from pathlib import Path
 from typing import Any
-
 from torch import nn
-
 from tests.bench.compare import main
 from tests.bench.rival import Bench
 from tests.bench.sst2 import model_folder, padded

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
-
 from tests.bench.rival import MODES, Bench, Side, serve
 
 MEMORY_BAR, FLOOR_BAR = 0.7, 0.65

@@ -27,7 +27,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
-
 from ftcore.data.dedup import NEARLY_SHORT, SHINGLE, SHORT, SIMILAR, alike, duplicates, folded
 
 BAR = 5.0

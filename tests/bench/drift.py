@@ -15,10 +15,8 @@ import json
 import os
 import time
 from base64 import b64decode
-
 import numpy as np
 import torch
-
 from ftcore.deploy.answers import Record
 from ftcore.model.heads import sketched
 from ftcore.monitor.drift import Watch

@@ -24,7 +24,6 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
-
 from tests.bench.sst2 import model_folder
 
 # Nothing heavier is imported up here: a side imports its own.
@@ -58,7 +57,6 @@ def spent() -> tuple[float, float]:
 
 def ours(case: str, work: Path, cache: Path) -> dict[str, Any]:
     import numpy as np
-
     from ftcore.config import ChatDataConfig, LabelledDataConfig
     from ftcore.data.prepare import prepared
     from ftcore.data.tokenizer import Tokenizer

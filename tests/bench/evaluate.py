@@ -27,10 +27,8 @@ from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from typing import Any
-
 import numpy as np
 import torch
-
 from ftcore.config import LabelledDataConfig, LoopConfig
 from ftcore.data.pack import Encoded
 from ftcore.data.prepare import prepare

@@ -8,9 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
-
 import torch
-
 from ftcore.model.transformer import GATED, ModelSpec
 
 class Product(NamedTuple):

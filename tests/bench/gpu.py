@@ -25,10 +25,8 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
-
 import numpy as np
 import torch
-
 from ftcore.cli import parse
 from ftcore.config import OptimConfig, PeftConfig
 from ftcore.data.pack import Encoded, collate, total_weight

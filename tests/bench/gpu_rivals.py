@@ -9,11 +9,9 @@ from functools import cache, partial
 from importlib import import_module
 from inspect import signature
 from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
 from kernels.docs import Docs
 
 def liger(op: str, *args: Any, **kwargs: Any) -> Tensor:

@@ -32,7 +32,6 @@ def prompts() -> list[str]:
 def save_start(folder: Path) -> None:
     """The model that both sides train, in the HF layout."""
     import torch
-
     from ftcore.data.tokenizer import Tokenizer
     from ftcore.model.load import save_model
     from ftcore.tune.adapter import load_base
@@ -45,7 +44,6 @@ def save_start(folder: Path) -> None:
 def ours(said: argparse.Namespace, work: Path) -> float:
     """Seconds a step."""
     import torch
-
     import train
     from ftcore.align import ppo
     from ftcore.tune.loop import Loop

@@ -20,7 +20,6 @@ import tempfile
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
-
 from ftcore import builtin
 from tests.bench.chat.export import main as export
 

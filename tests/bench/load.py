@@ -36,7 +36,6 @@ def ours(folder: Path, task: str, precision: str) -> Side:
     started = time.perf_counter()
     import numpy as np
     import torch
-
     from ftcore.data.pack import Encoded, collate
     from ftcore.env.compute import PRECISIONS, generator
     from ftcore.model.load import load_model

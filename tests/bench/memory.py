@@ -38,7 +38,6 @@ def serve(said: argparse.Namespace) -> dict[str, float]:
     """Predict, or train and measure, one case."""
     import numpy as np
     import torch
-
     from ftcore.cli import parse
     from ftcore.data.pack import Encoded
     from ftcore.env.compute import PRECISIONS, generator

@@ -15,10 +15,8 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-
 import torch
 import transformers
-
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.deploy.engine import Engine, Finish, Job, Said
 from ftcore.model.load import load_model

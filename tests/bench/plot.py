@@ -8,9 +8,7 @@ Left what is bound by memory, in % of a copy; right what is bound by products, i
 import csv
 import sys
 from pathlib import Path
-
 from matplotlib.figure import Figure
-
 from kernels.bench import RECORDS
 from kernels.cases import ops
 

@@ -16,7 +16,6 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
-
 from tests.bench.sst2 import model_folder
 
 ROOT = Path(__file__).parents[2]

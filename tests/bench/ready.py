@@ -17,9 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-
 import transformers
-
 from ftcore.hub import BUILTIN
 
 ROOT, BAR = Path(__file__).parents[2], 1.5

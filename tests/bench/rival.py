@@ -31,11 +31,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
-
 import numpy as np
 import torch
 from torch import Tensor, nn
-
 from ftcore.cli import Command, parse
 from ftcore.data.pack import Encoded, step_rows
 from ftcore.data.prepare import prepare

@@ -26,12 +26,10 @@ from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 import transformers
 from torch import Tensor
-
 from ftcore.deploy.engine import Engine, Finish, Job, Said
 from ftcore.model.heads import Model
 from ftcore.model.load import load_model

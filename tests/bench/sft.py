@@ -16,10 +16,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
 import torch
 from torch import Tensor, nn
-
 from ftcore.data.pack import Encoded
 from ftcore.hub import BUILTIN
 from tests.bench.compare import main

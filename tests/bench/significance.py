@@ -10,9 +10,7 @@ Fagerland, Lydersen and Laake 2013, BMC Med. Res. Methodol. 13:91 (McNemar mid-p
 
 from collections.abc import Sequence
 from typing import NamedTuple
-
 import numpy as np
-
 from ftcore.errors import DataError
 
 Values = np.ndarray | Sequence[float]

@@ -21,10 +21,8 @@ import time
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-
 import numpy as np
 import torch
-
 import eval as eval_script
 import train as train_script
 from ftcore.config import ClassifyRun, LabelledDataConfig

@@ -37,10 +37,8 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.request import urlopen
-
 import numpy as np
 import torch
-
 from ftcore.config import PeftConfig
 from ftcore.data.chat import encode_prompt
 from ftcore.data.tokenizer import Tokenizer

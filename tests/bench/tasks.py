@@ -25,7 +25,6 @@ import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-
 import eval as eval_script
 import train as train_script
 from tests.bench.sst2 import model_folder

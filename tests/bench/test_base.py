@@ -4,10 +4,8 @@ import json
 import re
 from itertools import islice
 from pathlib import Path
-
 import pytest
 from tokenizers import Tokenizer
-
 import ftcore.builtin
 from tests.bench.base.copying import chat
 from tests.bench.base.corpus import documents, lexicon, made, split_of

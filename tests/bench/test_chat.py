@@ -8,9 +8,7 @@ import sys
 import unicodedata
 from collections import Counter
 from random import Random
-
 import pytest
-
 from ftcore.builtin.chat import Row, preference_pairs
 from tests.bench.chat.phrases import MAX_WORDS, SLOT, command, draw, intents, is_new, wording
 from tests.bench.chat.rows import FAULTS, TRAIN_ROWS, build, misspell, rivalled, shares

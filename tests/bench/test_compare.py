@@ -2,11 +2,9 @@
 
 import random
 from typing import Any
-
 import numpy as np
 import pytest
 import torch
-
 from ftcore.data.pack import Encoded
 from tests.bench.compare import against, told
 from tests.bench.load import apart, span

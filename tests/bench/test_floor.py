@@ -1,11 +1,9 @@
 """The floor counts the products of a step: against sums worked by hand and torch's own counter."""
 
 from collections import Counter
-
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-
 from ftcore.model.transformer import ModelSpec
 from tests.bench.floor import (
     Product,

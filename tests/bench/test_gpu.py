@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from kernels.cases import Draw, ops
 from tests.bench import gpu, plot
 from tests.bench.gpu_rivals import RIVALS

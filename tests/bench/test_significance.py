@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 from scipy import stats
-
 from ftcore.errors import DataError
 from tests.bench.significance import bootstrap_difference, bootstrap_mean, mcnemar_midp
 

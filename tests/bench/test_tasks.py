@@ -2,9 +2,7 @@
 
 import shlex
 from pathlib import Path
-
 import pytest
-
 from ftcore.cli import parse
 from ftcore.data.read import read_rows
 

@@ -1,9 +1,7 @@
 """The words of the built-in chat data set: their form, what they name."""
 
 from pathlib import Path
-
 import pytest
-
 from tests.bench.chat import phrases
 from tests.bench.chat.phrases import kinds_of, wording
 

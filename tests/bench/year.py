@@ -36,9 +36,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-
 import numpy as np
-
 from ftcore.monitor.journal import read_journal
 from ftcore.monitor.retrain import Limits, plan, promote, rollback
 from tests.bench.sst2 import model_folder

@@ -4,9 +4,7 @@ import gzip
 import json
 import tomllib
 from pathlib import Path
-
 import pytest
-
 import ftcore.builtin
 from ftcore.builtin.chat import FOLDER, SPLITS, Row, preference_pairs, rows
 from tests.bench.chat.export import labelled, main, noisy

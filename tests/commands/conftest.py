@@ -8,13 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-
 import huggingface_hub
 import pytest
 import tokenizers
 import torch
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
-
 from ftcore.model.load import load_model, save_model
 from tests.data.templates import styles
 

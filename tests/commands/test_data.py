@@ -4,9 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-
 import pytest
-
 from ftcore.data.__main__ import main
 
 Run = Callable[..., tuple[dict, str]]

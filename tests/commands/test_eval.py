@@ -4,10 +4,8 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-
 import pytest
 import torch
-
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.model.load import LoadedModel
 from ftcore.tune.adapter import load_artifact

@@ -3,10 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
 import numpy as np
 import pytest
-
 from tests.commands.test_eval import lines
 
 Run = Callable[..., tuple[dict[str, Any], str]]

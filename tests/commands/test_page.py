@@ -4,7 +4,6 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
 import pytest
 
 Run = Callable[..., tuple[dict[str, Any], str]]

@@ -6,9 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
 import pytest
-
 from ftcore.align.rewards import Rewards
 from ftcore.config import RewardsConfig
 from ftcore.data.__main__ import main as data

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
 import pytest
 
 ROOT = Path(__file__).parents[2]

@@ -8,10 +8,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
 import pytest
 import tokenizers
-
 from tests.commands.conftest import SCRIPTS, _save
 
 ROOT = Path(__file__).parents[2]

@@ -4,9 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
 import pytest
-
 import serve
 from ftcore.errors import ModelError
 from tests.serve.conftest import Asked

@@ -5,9 +5,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
 import pytest
-
 from ftcore.data.read import read_rows
 from ftcore.errors import CheckpointError, ConfigError, TrainingError
 from ftcore.model.heads import Model

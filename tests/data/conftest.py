@@ -2,9 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-
 import pytest
-
 from ftcore.data.tokenizer import Tokenizer
 from tests.data import templates
 

@@ -5,10 +5,8 @@ import tomllib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers
-
 from ftcore.data.tokenizer import Tokenizer
 
 BASE = Path(__file__).parents[2] / "ftcore" / "builtin" / "base"

@@ -4,9 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-
 import pytest
-
 from ftcore.config import ChatDataConfig, LabelledDataConfig
 from ftcore.data.prepare import prepare
 from ftcore.data.store import funnel

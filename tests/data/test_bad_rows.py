@@ -4,10 +4,8 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-
 import numpy as np
 import pytest
-
 from ftcore.config import ChatDataConfig, LabelledDataConfig, TextDataConfig
 from ftcore.data.prepare import prepare
 from ftcore.data.tokenizer import Tokenizer

@@ -1,7 +1,6 @@
 """Rendering and spans, on templates in the styles of eight families, against transformers."""
 
 import pytest
-
 from ftcore.data.chat import generation_prompt, render, render_text
 from ftcore.data.columns import RowError
 from ftcore.errors import ModelError

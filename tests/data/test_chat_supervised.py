@@ -6,12 +6,10 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from ftcore.config import ChatDataConfig, TrainOn
 from ftcore.data.chat import encode_prompt, render_text
 from ftcore.data.columns import Chat, Message

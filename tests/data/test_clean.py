@@ -3,11 +3,9 @@
 import re
 import tarfile
 from pathlib import Path
-
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-
 from ftcore.data.prepare import PATTERNS, normalised
 from ftcore.data.read import read_rows
 

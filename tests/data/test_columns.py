@@ -1,7 +1,6 @@
 """Column maps: every row becomes an example or is rejected with a reason; order of labels."""
 
 import pytest
-
 from ftcore.config import LabelledDataConfig, ScoredDataConfig, TextDataConfig
 from ftcore.data.columns import Row, Text, examples, indices, label_map
 from ftcore.data.read import Rows, read_rows

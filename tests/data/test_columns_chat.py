@@ -1,7 +1,6 @@
 """Rows to chats: turns under any keys, questions with their answers, transcripts."""
 
 import pytest
-
 from ftcore.config import ChatDataConfig
 from ftcore.data.columns import Row, examples
 from ftcore.data.prepare import prepare

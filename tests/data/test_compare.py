@@ -1,9 +1,7 @@
 """Training rows beside each other and beside held-out ones: what leaves, what is only told."""
 
 from collections.abc import Sequence
-
 import pytest
-
 from ftcore.builtin import chat as builtin
 from ftcore.config import ChatDataConfig, LabelledDataConfig, TextDataConfig
 from ftcore.data.columns import Chat, Example, Text

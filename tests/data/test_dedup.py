@@ -4,12 +4,10 @@ import csv
 import random
 from collections.abc import Iterator
 from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from ftcore.data import dedup
 from ftcore.data.dedup import alike, duplicates, folded, leaks
 from ftcore.errors import DataError

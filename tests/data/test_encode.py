@@ -5,10 +5,8 @@ import json
 import re
 from operator import itemgetter
 from typing import Any
-
 import numpy as np
 import pytest
-
 from ftcore.config import ChatDataConfig, LabelledDataConfig, ScoredDataConfig, TextDataConfig
 from ftcore.data.chat import encode_prompt, render
 from ftcore.data.columns import Chat, RowError, Text

@@ -1,10 +1,8 @@
 """Masked-language modelling: no token is lost; what is hidden depends on row and masking alone."""
 
 from dataclasses import replace
-
 import numpy as np
 import pytest
-
 from ftcore.config import MaskedDataConfig
 from ftcore.data.__main__ import text as shown
 from ftcore.data.columns import Text

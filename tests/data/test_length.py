@@ -1,10 +1,8 @@
 """Rows that are too long: an error, dropped, cut on either side, or split; each is counted."""
 
 from typing import Any
-
 import numpy as np
 import pytest
-
 from ftcore.cli import parse
 from ftcore.config import (
     ChatDataConfig,

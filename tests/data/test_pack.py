@@ -1,11 +1,9 @@
 """Streams within their budget, nothing lost, and the batch that is made of one."""
 
 import random
-
 import numpy as np
 import pytest
 import torch
-
 from ftcore.data.pack import Encoded, collate, pack, prefix_tree, split
 
 @pytest.mark.parametrize("budget", [1, 7, 64, 512, 10**6])

@@ -2,10 +2,8 @@
 
 import math
 from functools import partial
-
 import numpy as np
 import pytest
-
 from ftcore.data.pack import epoch_order, step_rows
 
 def test_an_order_is_a_permutation_that_depends_on_seed_and_epoch_alone() -> None:

@@ -3,11 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
 import numpy as np
 import pytest
 import torch
-
 from ftcore.config import PairsDataConfig
 from ftcore.data.__main__ import text as shown
 from ftcore.data.columns import Chat, Row, examples

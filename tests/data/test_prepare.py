@@ -4,9 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-
 import pytest
-
 from ftcore.config import ChatDataConfig, LabelledDataConfig, ScoredDataConfig, TextDataConfig
 from ftcore.data.pack import digest
 from ftcore.data.prepare import prepare

@@ -1,10 +1,8 @@
 """Held-out rows, balanced classes: counts that can be reckoned by hand."""
 
 from collections import Counter
-
 import numpy as np
 import pytest
-
 from ftcore.data.columns import Text
 from ftcore.data.prepare import balanced, clusters, held_out
 from ftcore.errors import DataError

@@ -3,9 +3,7 @@
 import csv
 import gzip
 from pathlib import Path
-
 import pytest
-
 from ftcore.data.read import EXTRA, read_rows
 from ftcore.errors import DataError
 

@@ -6,9 +6,7 @@ import io
 import json
 import random
 from pathlib import Path
-
 import pytest
-
 from ftcore.data.read import read_rows
 from ftcore.errors import DataError
 

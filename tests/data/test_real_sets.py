@@ -4,9 +4,7 @@ import tomllib
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
-
 import pytest
-
 from ftcore.config import RUNS
 from ftcore.data.dedup import folded
 from ftcore.data.prepare import conflicts, leaks, repeated, said

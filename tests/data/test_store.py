@@ -11,10 +11,8 @@ import sys
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
-
 import numpy as np
 import pytest
-
 from ftcore.config import (
     ChatDataConfig,
     DataConfig,

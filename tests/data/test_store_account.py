@@ -4,9 +4,7 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-
 import pytest
-
 from ftcore.config import LabelledDataConfig
 from ftcore.data.prepare import prepare
 from ftcore.data.store import Prepared, write_page

@@ -2,12 +2,10 @@
 
 import json
 import shutil
-
 import numpy as np
 import pytest
 import tokenizers
 from tokenizers import processors
-
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ModelError
 

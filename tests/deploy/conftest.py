@@ -2,9 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-
 import pytest
-
 from tests.commands.conftest import (  # noqa: F401
     _apart,
     bert,

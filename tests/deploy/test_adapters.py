@@ -3,11 +3,9 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-
 import peft
 import pytest
 import torch
-
 from ftcore.config import PeftConfig
 from ftcore.deploy.engine import Engine, Job
 from ftcore.errors import ConfigError, FtcoreError, ModelError

@@ -8,14 +8,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
 import huggingface_hub
 import numpy as np
 import peft
 import pytest
 import torch
 import transformers
-
 from ftcore import files as disk
 from ftcore import hub
 from ftcore.data.pack import Encoded

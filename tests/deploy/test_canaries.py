@@ -3,11 +3,9 @@ vectors of requests point, alone and in company."""
 
 import time
 from base64 import b64decode
-
 import numpy as np
 import pytest
 import torch
-
 from ftcore.deploy import engine as engines
 from ftcore.deploy.engine import Engine, Job
 from ftcore.model.heads import Model

@@ -4,10 +4,8 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
-
 import pytest
 import torch
-
 from ftcore.deploy.engine import Engine, Finish, Job, QueueFull, Said
 from ftcore.errors import ModelError
 from ftcore.model.generate import generate

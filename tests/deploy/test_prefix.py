@@ -1,10 +1,8 @@
 """Prompts that begin as something did that was read before: the same answers, fewer tokens read."""
 
 from dataclasses import replace
-
 import pytest
 import torch
-
 from ftcore.deploy.engine import Engine, Finish, Job
 from ftcore.model.heads import Model
 from ftcore.model.load import load_model

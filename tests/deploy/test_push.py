@@ -3,10 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
 import pytest
 import transformers
-
 import serve
 from ftcore import files as disk
 from ftcore.deploy.bundle import bundle, push

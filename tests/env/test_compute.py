@@ -1,10 +1,8 @@
 """Seeds are functions of what they are for, and no two purposes share one; the same bits."""
 
 import os
-
 import pytest
 import torch
-
 from ftcore.env.compute import derived, generator, resolve_device, use_deterministic
 
 def test_keys_of_any_length_have_seeds_of_their_own() -> None:

@@ -2,12 +2,10 @@
 
 import re
 from typing import Any
-
 import numpy as np
 import pytest
 import torch
 from torch import nn
-
 from ftcore.config import EnvConfig, LoopConfig, OptimConfig, PretrainRun
 from ftcore.data.pack import Encoded, collate
 from ftcore.env.plan import planned, step_bytes

@@ -7,9 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-
 import pytest
-
 from ftcore.env import run as run_module
 from ftcore.env.run import RunFolder, read_metrics
 from ftcore.errors import CheckpointError, ConfigError, DataError

@@ -5,9 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-
 import pytest
-
 from ftcore.env import run
 from ftcore.env.run import StopFlag
 

@@ -2,11 +2,9 @@
 
 import math
 from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
-
 from ftcore.config import PeftConfig
 from ftcore.data.encode import Split
 from ftcore.data.pack import Encoded

@@ -3,11 +3,9 @@
 import csv
 import math
 from pathlib import Path
-
 import numpy as np
 import pytest
 from sklearn import metrics as sk
-
 from ftcore.evaluate.metrics import class_figures, class_scores, class_totals, perplexity
 
 TOLERANCE = 1e-12

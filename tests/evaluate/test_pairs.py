@@ -1,11 +1,9 @@
 """Figures of pairs that can be reckoned by hand."""
 
 from typing import Any
-
 import numpy as np
 import pytest
 import torch
-
 from ftcore.config import DpoConfig, RewardConfig
 from ftcore.data.encode import Split
 from ftcore.data.pack import pair, shifted

@@ -7,12 +7,10 @@ rounded files are.
 import math
 from fractions import Fraction
 from typing import Any
-
 import numpy as np
 import pytest
 from scipy import optimize, special
 from sklearn import metrics as sk
-
 from ftcore.evaluate.metrics import (
     probability_metrics,
     ranking,

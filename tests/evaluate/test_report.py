@@ -4,11 +4,9 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-
 from ftcore.errors import CheckpointError
 from ftcore.evaluate.metrics import class_scores, class_totals
 from ftcore.evaluate.report import (

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from scipy import stats
 from sklearn import metrics as sk
-
 from ftcore.evaluate.metrics import (
     AVERAGES,
     class_scores,

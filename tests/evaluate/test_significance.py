@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 from scipy import stats
-
 from ftcore.evaluate.metrics import Figures, compare, draws, intervals, mcnemar
 
 def accuracy(right_B: np.ndarray) -> Figures:

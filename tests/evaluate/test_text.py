@@ -1,9 +1,7 @@
 """Exact match and command metrics, on answers as models really give them."""
 
 import json
-
 import pytest
-
 from ftcore.errors import DataError
 from ftcore.evaluate.metrics import exact_match, judged_command, parse_object
 

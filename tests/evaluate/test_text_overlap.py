@@ -3,11 +3,9 @@
 import random
 import string
 from itertools import groupby
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from ftcore.evaluate.metrics import token_f1
 
 Rows = list[tuple[str, str]]  # target, predicted

@@ -17,14 +17,12 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
-
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
-
 from kernels import (
     attention_decode_triton,
     attention_triton,

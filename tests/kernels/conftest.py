@@ -1,11 +1,9 @@
 """The pass rule of a kernel: its error against that of its definition, in the same dtype."""
 
 from collections.abc import Callable, Iterator, Mapping
-
 import pytest
 import torch
 from torch import Tensor
-
 from kernels.check import errors
 
 Op = Callable[..., Tensor]

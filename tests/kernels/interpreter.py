@@ -13,7 +13,6 @@ from collections.abc import Callable
 from functools import cache, wraps
 from pathlib import Path
 from typing import Any
-
 import numpy as np
 import pytest
 

@@ -2,11 +2,9 @@
 
 from collections.abc import Callable
 from functools import partial
-
 import pytest
 import torch
 from torch import Tensor
-
 from kernels.attention import attention, attention_reference
 from kernels.docs import LONG, Docs
 

@@ -1,11 +1,9 @@
 """kernels/attention_decode.py against its definition."""
 
 from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor
-
 from kernels.attention import attention_reference
 from kernels.attention_decode import (
     attention_chunk,

@@ -1,11 +1,9 @@
 """kernels/attention_decode_triton.py in the interpreter, by the pass rule of the eager path."""
 
 from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor
-
 from kernels.attention_decode import attention_decode, attention_decode_reference
 from tests.kernels import interpreter
 

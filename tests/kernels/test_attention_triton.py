@@ -1,10 +1,8 @@
 """kernels/attention_triton.py in the interpreter against the definition, and compiled for GPUs."""
 
 from functools import partial
-
 import pytest
 import torch
-
 from kernels.attention import attention, attention_reference
 from kernels.docs import Docs
 from tests.kernels import interpreter

@@ -7,10 +7,8 @@ import sys
 import tomllib
 from contextlib import contextmanager
 from types import SimpleNamespace
-
 import pytest
 import torch
-
 from tests.kernels import interpreter
 
 interpreter.require()

@@ -12,9 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-
 import pytest
-
 from tests.kernels import interpreter
 
 interpreter.require()

@@ -2,12 +2,10 @@
 
 import math
 from collections.abc import Callable
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
 from kernels import cross_entropy
 from kernels.cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
 

@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-
 from kernels import cross_entropy, launch
 from kernels.cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
 from tests.kernels import interpreter

@@ -3,10 +3,8 @@
 import random
 from collections.abc import Sequence
 from itertools import combinations, pairwise
-
 import pytest
 import torch
-
 from kernels.docs import BLOCK_COST, BLOCK_SCORES, LONG, Docs, _cheapest, _most, rounded
 
 def test_borders_and_positions() -> None:

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from kernels.dropout import draw_keep, dropout, dropout_reference
 
 def seeded(x: torch.Tensor, p: float) -> torch.Tensor:

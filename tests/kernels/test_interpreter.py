@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from tests.kernels import interpreter
 
 interpreter.require()

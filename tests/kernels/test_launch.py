@@ -4,10 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-
 import pytest
 import torch
-
 from kernels import backend, check, launch
 from tests.kernels import interpreter
 

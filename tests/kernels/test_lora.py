@@ -2,12 +2,10 @@
 
 from collections.abc import Callable
 from functools import partial
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
 from kernels.dropout import dropout
 from kernels.lora import lora_linear, lora_linear_reference
 

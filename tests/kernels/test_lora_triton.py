@@ -1,12 +1,10 @@
 """kernels/lora_triton.py in the interpreter, by the pass rule of the eager path."""
 
 from functools import partial
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-
 from kernels import launch
 from kernels.lora import lora_linear, lora_linear_reference
 from tests.kernels import interpreter

@@ -1,10 +1,8 @@
 """kernels/norm.py against its definitions."""
 
 from functools import partial
-
 import pytest
 import torch
-
 from kernels.norm import layer_norm, layer_norm_reference, rms_norm, rms_norm_reference
 
 OPS = {

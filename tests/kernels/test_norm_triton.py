@@ -1,10 +1,8 @@
 """kernels/norm_triton.py in the interpreter, by the pass rule of the eager path."""
 
 from functools import partial
-
 import pytest
 import torch
-
 from kernels.norm import (
     layer_norm,
     layer_norm_reference,

@@ -1,10 +1,8 @@
 """kernels/rope.py against its definition, and its angles against HF's."""
 
 from functools import partial
-
 import pytest
 import torch
-
 from kernels.norm import rms_norm, rms_norm_reference
 from kernels.rope import norm_rope, rope, rope_angles, rope_reference
 

@@ -1,10 +1,8 @@
 """kernels/rope_triton.py in the interpreter, by the pass rule of the eager path."""
 
 from typing import NamedTuple
-
 import pytest
 import torch
-
 from kernels.norm import rms_norm_reference
 from kernels.rope import norm_rope, rope, rope_angles, rope_reference
 from tests.kernels import interpreter

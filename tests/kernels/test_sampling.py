@@ -1,11 +1,9 @@
 """What may be drawn, how likely, and what is said of it; against transformers."""
 
 from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
-
 from kernels.sampling import Draft, Sampling, Token, next_tokens
 
 V = 600

@@ -1,10 +1,8 @@
 """kernels/swiglu.py against its definitions."""
 
 from functools import partial
-
 import pytest
 import torch
-
 from kernels.swiglu import geglu, geglu_reference, swiglu, swiglu_reference
 
 OPS = {

@@ -1,10 +1,8 @@
 """kernels/swiglu_triton.py in the interpreter, by the pass rule of the eager path."""
 
 from functools import partial
-
 import pytest
 import torch
-
 from kernels.swiglu import geglu, geglu_reference, swiglu, swiglu_reference
 from tests.kernels import interpreter
 

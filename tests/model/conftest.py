@@ -7,7 +7,6 @@ untied (the last two with a head for the next token).
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
 import pytest
 import torch
 

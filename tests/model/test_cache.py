@@ -3,10 +3,8 @@
 import gc
 import random
 import weakref
-
 import pytest
 import torch
-
 from ftcore.model.generate import advanced
 from ftcore.model.heads import Model
 from ftcore.model.load import load_model

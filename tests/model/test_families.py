@@ -3,11 +3,9 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor
-
 from ftcore.errors import ModelError
 from ftcore.model.families import family_named
 from ftcore.model.heads import Model

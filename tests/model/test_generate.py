@@ -1,12 +1,10 @@
 """Greedy decoding over the cache against transformers, and drawing."""
 
 from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-
 from ftcore.errors import ModelError
 from ftcore.model.generate import advanced, generate
 from ftcore.model.heads import Model

@@ -1,10 +1,8 @@
 """What `model.path` names: a model, a run, or an adapter on one, folded into it."""
 
 from pathlib import Path
-
 import pytest
 import torch
-
 from ftcore.errors import ModelError
 from ftcore.hub import BUILTIN, lineage
 from ftcore.tune.adapter import load_base

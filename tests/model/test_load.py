@@ -5,12 +5,10 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
-
 import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-
 from ftcore import hub
 from ftcore.errors import ModelError
 from ftcore.hub import resolve

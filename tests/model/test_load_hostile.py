@@ -12,11 +12,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
 import pytest
 import tokenizers
 import torch
-
 from ftcore import files
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import CheckpointError, ModelError

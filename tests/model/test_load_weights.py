@@ -7,12 +7,10 @@ import struct
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-
 import pytest
 import torch
 from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file, save_file
-
 from ftcore.errors import ModelError
 from ftcore.model.families import FOLDER, NAMES, RULES, family_named
 from ftcore.model.load import INDEX, SINGLE, load_model, save_model, stored_tensors

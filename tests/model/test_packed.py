@@ -1,10 +1,8 @@
 """Linear maps laid out for serving: they say what the plain ones say, in few sizes of products."""
 
 from typing import Any
-
 import pytest
 import torch
-
 from ftcore.config import PeftConfig
 from ftcore.deploy.engine import Engine, Job
 from ftcore.model.heads import Model

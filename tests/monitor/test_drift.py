@@ -3,14 +3,12 @@ one, and what each signal cannot see."""
 
 import math
 from collections.abc import Iterator
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import special, stats
 from scipy.spatial.distance import jensenshannon
-
 from ftcore.deploy.answers import Record
 from ftcore.monitor import drift
 from ftcore.monitor.drift import STATISTICS, Finding, Watch, deciles, ks, psi

@@ -1,14 +1,12 @@
 """Drift of what requests are about: vectors beside the formula, a library and known answers."""
 
 from base64 import b64decode
-
 import numpy as np
 import pytest
 import torch
 from scipy.stats import mannwhitneyu
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
-
 from ftcore.deploy.answers import Record
 from ftcore.model.heads import SKETCH, sketched
 from ftcore.monitor.drift import Finding, Watch, auroc, mmd

@@ -5,10 +5,8 @@ from base64 import b64decode
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
 import numpy as np
 import pytest
-
 from ftcore.errors import DataError, ModelError
 from ftcore.monitor.journal import Journal, read_journal, read_reference
 from tests.serve.conftest import Asked

@@ -7,10 +7,8 @@ import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
 from ftcore.cli import parse
 from ftcore.errors import ConfigError, DataError
 from ftcore.monitor import retrain

@@ -12,9 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-
 import pytest
-
 from ftcore.errors import CheckpointError, ConfigError, ModelError, TrainingError
 from ftcore.files import write_folder
 from ftcore.monitor import retrain

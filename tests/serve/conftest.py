@@ -21,7 +21,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
 import numpy as np
 import pytest
 import tokenizers
@@ -29,7 +28,6 @@ import torch
 import tyro
 from prometheus_client.parser import text_string_to_metric_families
 from tokenizers import decoders, models, pre_tokenizers, trainers
-
 import serve
 from ftcore.config import ServeConfig
 from ftcore.data.tokenizer import Tokenizer

@@ -7,10 +7,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-
 import pytest
 import torch
-
 import serve
 from ftcore.config import PeftConfig
 from ftcore.data.chat import encode_prompt

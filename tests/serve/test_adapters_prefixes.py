@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-
 from tests.serve.conftest import Client
 from tests.serve.test_adapters import NAMES, TURNS, adapted, says
 

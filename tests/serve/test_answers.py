@@ -6,11 +6,9 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
 import numpy as np
 import pytest
 import torch
-
 from ftcore.data.chat import encode_prompt
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.evaluate.evaluator import continued, spoken

@@ -6,9 +6,7 @@ import socket
 import time
 from collections.abc import Iterator
 from typing import Any
-
 import pytest
-
 from tests.serve.conftest import CANARY, Answer, Ask, Client, parsed
 
 CHAT, TEXT, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"

@@ -5,10 +5,8 @@ import base64
 import threading
 from dataclasses import replace
 from typing import Any
-
 import numpy as np
 import pytest
-
 from ftcore.data import chat
 from ftcore.data.chat import render_text
 from ftcore.deploy import fields

@@ -14,10 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-
 import pytest
 import tyro
-
 from ftcore.config import ServeConfig
 from ftcore.deploy import http
 from ftcore.deploy.engine import Engine

@@ -3,11 +3,9 @@
 import asyncio
 import json
 from pathlib import Path
-
 import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-
 from ftcore.deploy.http import Exchange
 from ftcore.monitor.drift import Finding, Watch
 from ftcore.monitor.retrain import _alarms

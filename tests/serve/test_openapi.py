@@ -3,9 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
 import pytest
-
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.deploy.http import FIELDS
 from tests.serve.conftest import QWEN3, Client

@@ -2,9 +2,7 @@
 
 from pathlib import Path
 from typing import Any
-
 import numpy as np
-
 from ftcore.data.tokenizer import Tokenizer
 from tests.serve.conftest import QWEN3, Client, Make, serving
 

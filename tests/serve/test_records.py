@@ -2,10 +2,8 @@
 
 import json
 from pathlib import Path
-
 import numpy as np
 import pytest
-
 from ftcore.deploy import answers
 from ftcore.deploy.http import Refused
 from kernels.sampling import Token

@@ -3,12 +3,10 @@
 import json
 from itertools import pairwise
 from pathlib import Path
-
 import numpy as np
 import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
-
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.deploy.answers import Choice, spelled
 from kernels.sampling import Token

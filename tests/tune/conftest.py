@@ -5,11 +5,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-
 import numpy as np
 import pytest
 import torch
-
 from ftcore.align.preference import bradley_terry, dpo
 from ftcore.config import (
     EnvConfig,

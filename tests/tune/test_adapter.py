@@ -5,14 +5,12 @@ import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-
 import peft
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-
 from ftcore.config import PeftConfig
 from ftcore.errors import CheckpointError, ModelError
 from ftcore.model.families import Family, family_named

@@ -3,13 +3,11 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-
 import pytest
 import tokenizers
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import models
-
 from ftcore.config import RUNS, ModelConfig, PeftConfig
 from ftcore.data.pack import collate
 from ftcore.data.tokenizer import Tokenizer

@@ -3,13 +3,11 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-
 import peft
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-
 from ftcore.config import PeftConfig
 from ftcore.errors import ModelError
 from ftcore.model.families import family_named

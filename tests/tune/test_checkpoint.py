@@ -10,11 +10,9 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor
-
 from ftcore.errors import CheckpointError
 from ftcore.tune import checkpoint
 from ftcore.tune.checkpoint import Checkpoints, load

@@ -5,11 +5,9 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-
 import peft
 import pytest
 import torch
-
 from ftcore.config import PeftConfig
 from ftcore.tune.loop import Loop
 from tests.tune.test_adapter import DOCS, logits, make_hf, ours

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from torch import nn
-
 from ftcore.errors import ConfigError, ModelError
 from ftcore.model.families import family_named
 from ftcore.model.heads import Model

@@ -7,12 +7,10 @@ they were captured on, by the kernels in the interpreter.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-
 from ftcore.config import OptimConfig
 from ftcore.data.pack import Batch, Encoded, collate, shifted
 from ftcore.model.heads import Model

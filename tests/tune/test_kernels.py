@@ -1,11 +1,9 @@
 """Training on each kernel in turn, in the interpreter: the losses stay those of plain torch."""
 
 from collections.abc import Sequence
-
 import numpy as np
 import pytest
 import torch
-
 from ftcore.config import PeftConfig
 from ftcore.data.pack import collate, shifted
 from ftcore.model.families import family_named

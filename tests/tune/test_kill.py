@@ -9,10 +9,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-
 import pytest
 import torch
-
 from ftcore.builtin.chat import __doc__ as TEXT
 from ftcore.env.compute import generator
 from ftcore.env.run import read_metrics

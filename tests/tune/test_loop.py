@@ -7,11 +7,9 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
-
 from ftcore.config import PeftConfig
 from ftcore.data.pack import collate
 from ftcore.env.run import read_metrics

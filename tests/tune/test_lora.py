@@ -2,11 +2,9 @@
 
 import math
 from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor
-
 from ftcore.config import PeftConfig
 from ftcore.errors import ConfigError
 from ftcore.model.families import family_named

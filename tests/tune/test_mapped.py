@@ -5,10 +5,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-
 import numpy as np
 import pytest
-
 from ftcore.data.pack import Encoded, load, save
 from ftcore.env.run import read_metrics
 from ftcore.tune.loop import rows_read

@@ -4,12 +4,10 @@ import gc
 import math
 import weakref
 from itertools import pairwise
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
 from ftcore.config import OptimConfig
 from ftcore.errors import CheckpointError
 from ftcore.tune.optim import AdamW, Span

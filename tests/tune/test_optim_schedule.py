@@ -1,9 +1,7 @@
 """The learning rate at points worked out by hand."""
 
 import math
-
 import pytest
-
 from ftcore.config import ScheduleConfig
 from ftcore.tune.optim import learning_rate
 

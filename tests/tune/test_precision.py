@@ -4,11 +4,9 @@ import json
 import math
 from collections.abc import Callable
 from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
-
 from ftcore.config import PeftConfig
 from ftcore.data.pack import collate
 from ftcore.env.compute import GROWTH_STEPS, LossScale, generator

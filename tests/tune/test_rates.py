@@ -2,9 +2,7 @@
 
 import json
 from collections.abc import Callable
-
 import pytest
-
 from ftcore.config import OptimConfig, PeftConfig
 from ftcore.env.compute import generator
 from ftcore.env.run import read_metrics

@@ -1,11 +1,9 @@
 """Layers computed again: the same gradients to the bit, less kept for them, off when judged."""
 
 from collections.abc import Callable, Iterator
-
 import pytest
 import torch
 from torch import Tensor
-
 from ftcore.config import PeftConfig
 from ftcore.data.pack import Encoded, collate
 from ftcore.env.compute import generator

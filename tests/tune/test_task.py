@@ -2,13 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
 from ftcore.config import OptimConfig
 from ftcore.data.pack import Encoded, collate, pack
 from ftcore.env.compute import generator

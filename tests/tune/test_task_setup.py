@@ -2,11 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
-
 from ftcore.config import PeftConfig
 from ftcore.data.encode import Split
 from ftcore.data.pack import Encoded

@@ -6,11 +6,9 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from typing import Any
-
 import pytest
 import torch
 from torch import Tensor, nn
-
 from ftcore.config import PeftConfig
 from ftcore.data.pack import Batch
 from ftcore.env.run import read_metrics

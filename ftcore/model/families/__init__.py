@@ -9,10 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
-
 import torch
 from torch import Tensor
-
 from ftcore.errors import ModelError
 from ftcore.model.transformer import ModelSpec
 

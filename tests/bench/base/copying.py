@@ -12,7 +12,6 @@ A chat is a pure function of (source, lexicon, seed), which opens a random strea
 import json
 from collections.abc import Callable, Sequence
 from typing import Literal
-
 from tests.bench.chat.phrases import filled, kinds_of
 
 from .values import Draw, Lexicon, copying_words

@@ -22,7 +22,6 @@ from itertools import islice
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any, Literal
-
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.hub import resolve
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
-
 from tests.bench.chat.phrases import wording
 
 T = TypeVar("T")

@@ -9,7 +9,6 @@ import json
 import sys
 from pathlib import Path
 from random import Random
-
 from ftcore.builtin.chat import SPLITS, Row, preference_pairs, rows
 from ftcore.files import write_file
 

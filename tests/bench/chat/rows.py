@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import cycle, islice
 from random import Random
-
 from ftcore.builtin.chat import Row
 
 from .phrases import Intent, Phrase, command, compose, draw, filled, intents, kinds_of, wording
