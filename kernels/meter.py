@@ -2,11 +2,12 @@
 
 import weakref
 from bisect import bisect_left, insort
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from typing import Any
 import torch
-from torch import Tensor
-from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch import Tensor, cuda, nn
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 
 LEAD, SPARE = 48, 96  # bytes that glibc cuts off before an aligned block, and asks for beside it
@@ -68,3 +69,30 @@ def heap_bytes(events: Iterable[tuple[int, int]]) -> int:
             if live <= high / 3:
                 free, high = [(sum(size for size, _ in free), number)], live
     return top
+
+def passes_bytes(loss_sum: Callable[[], Tensor], model: nn.Module, trunk: nn.Module, *,
+                 is_taken: bool = False) -> dict[str, int]:
+    """Memory of a model's forward pass to a loss and of its backward pass, in training, on tensors
+    that have sizes and no values: activations, kept by its trunk; logits, what the loss adds;
+    workspace, what the backward pass needs beyond both, and holes on a CPU. With `is_taken` a GPU
+    takes the passes, and tells; raises torch.OutOfMemoryError."""
+    meter, marks, start = Meter(), [], cuda.memory_allocated() if is_taken else 0
+    now = (lambda: cuda.memory_allocated() - start) if is_taken else lambda: meter.live
+    most = (lambda: cuda.max_memory_allocated() - start) if is_taken else lambda: meter.peak
+    with ExitStack() as undo:
+        undo.callback(model.train, model.training)
+        for param in (trained := [p for p in model.parameters() if p.requires_grad]):
+            hook = param.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
+            undo.callback(hook.remove)
+        undo.enter_context(trunk.register_forward_hook(lambda *_: marks.append(now())))
+        model.train()
+        if is_taken:
+            cuda.reset_peak_memory_stats()
+        for counts in () if is_taken else (FakeTensorMode(allow_non_fake_inputs=True), meter):
+            undo.enter_context(counts)
+        loss = loss_sum()
+        forward = most()
+        loss.backward()
+    peak = heap_bytes(meter.events) if trained[0].device.type == "cpu" else most()
+    return {"activations": marks[0], "logits": forward - marks[0],
+            "workspace": max(0, peak - forward)}

@@ -71,10 +71,13 @@ def rope(x_NHD: Tensor, cos_sin_2NE: Tensor, *, impl: Impl = "auto") -> Tensor:
     """Turn queries or keys by their positions.
 
     x_NHD           queries or keys, compute dtype
-    cos_sin_2NE     from `rope_angles`, same dtype
+    cos_sin_2NE     from `rope_angles`, same dtype; of less than D channels: those behind them stay
     impl            see kernels/backend.py
     returns         y_NHD, compute dtype
     source          Su et al. 2021, arXiv:2104.09864"""
+    if (width := 2 * cos_sin_2NE.shape[-1]) < x_NHD.shape[-1]:
+        first_NHD, rest_NHD = x_NHD.split([width, x_NHD.shape[-1] - width], -1)
+        return torch.cat([rope(first_NHD, cos_sin_2NE, impl=impl), rest_NHD], -1)
     if kernels := kernels_of("rope", impl, x_NHD, fits=cos_sin_2NE.shape[-1] <= MAX_HEAD_WIDTH):
         return kernels.RopeTriton.apply(x_NHD, cos_sin_2NE, None, (0.0, 0.0))
     if torch.is_grad_enabled():

@@ -11,6 +11,7 @@ GPU         kernels/swiglu_triton.py, which forms the activation again in the ba
 source      Shazeer 2020, arXiv:2002.05202; Hendrycks and Gimpel 2016, arXiv:1606.08415"""
 
 import math
+from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -44,3 +45,6 @@ def geglu(gate_NF: Tensor, up_NF: Tensor, *, uses_tanh: bool, impl: Impl = "auto
     if kernels := kernels_of("geglu", impl, gate_NF):
         return kernels.Glu.apply(gate_NF, up_NF, "gelu_tanh" if uses_tanh else "gelu")
     return F.gelu(gate_NF, approximate="tanh" if uses_tanh else "none") * up_NF
+
+GATED = {"swiglu": swiglu, "geglu": partial(geglu, uses_tanh=False),
+         "geglu_tanh": partial(geglu, uses_tanh=True)}

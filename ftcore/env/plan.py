@@ -5,15 +5,14 @@ have sizes and no values, so all that autograd saves and all that operations mak
 asked what they took, unless they take more than it has."""
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 import numpy as np
 from torch import Tensor, cuda, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from ftcore.config import Run
 from ftcore.data.pack import Batch, Encoded, collate, lengths, pack, split
 from ftcore.model.heads import Model
 from kernels.memory import free_bytes
-from kernels.meter import Meter, heap_bytes
+from kernels.meter import passes_bytes
 
 MIB = 2**20
 LINEAR_TOKENS = 4096  # from here on memory grows with the tokens: chunks of logits are full
@@ -21,31 +20,10 @@ Loss = Callable[[Model, Batch], tuple[Tensor, Tensor]]
 
 def step_bytes(model: Model, loss: Loss, documents: Sequence[Encoded],
                is_taken: bool = False) -> dict[str, int]:
-    """Memory of forward and backward over one micro-batch: activations, kept by the trunk; logits,
-    what the loss adds; workspace, what the backward pass needs beyond both, and holes on a CPU.
-    With `is_taken` a GPU takes the passes, and tells; raises torch.OutOfMemoryError."""
-    batch, meter, marks = collate(documents).to(model.device), Meter(), []
+    """Of one micro-batch: see `meter.passes_bytes`."""
+    batch = collate(documents).to(model.device)
     batch.docs.walk  # noqa: B018  # planned by values, and kept
-    start = cuda.memory_allocated() if is_taken else 0
-    now = (lambda: cuda.memory_allocated() - start) if is_taken else lambda: meter.live
-    most = (lambda: cuda.max_memory_allocated() - start) if is_taken else lambda: meter.peak
-    with ExitStack() as undo:
-        undo.callback(model.train, model.training)
-        for param in filter(lambda p: p.requires_grad, model.parameters()):
-            hook = param.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
-            undo.callback(hook.remove)
-        undo.enter_context(model.trunk.register_forward_hook(lambda *_: marks.append(now())))
-        model.train()
-        if is_taken:
-            cuda.reset_peak_memory_stats()
-        for counts in () if is_taken else (FakeTensorMode(allow_non_fake_inputs=True), meter):
-            undo.enter_context(counts)
-        loss_sum, _ = loss(model, batch)
-        forward = most()
-        loss_sum.backward()
-    peak = heap_bytes(meter.events) if model.device.type == "cpu" else most()
-    return {"activations": marks[0], "logits": forward - marks[0],
-            "workspace": max(0, peak - forward)}
+    return passes_bytes(lambda: loss(model, batch)[0], model, model.trunk, is_taken=is_taken)
 
 def planned(config: Run, model: nn.Module, documents: Sequence[Encoded],
             loss: Loss | None = None) -> tuple[dict[str, int], str]:

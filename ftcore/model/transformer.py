@@ -29,7 +29,7 @@ from kernels.linear import packed
 from kernels.norm import layer_norm, rms_norm
 from kernels.recompute import computed_again
 from kernels.rope import norm_rope, rope, rope_angles
-from kernels.swiglu import geglu, swiglu
+from kernels.swiglu import GATED
 
 Attend = Callable[..., Tensor]  # (q_NHD, k_NGD, v_NGD, docs, scale, window, softcap) to o_NHD
 
@@ -146,21 +146,12 @@ class Attention(Layer):
         if self.q_norm is not None:
             q_NHD, k_NGD = self.q_norm(q_NHD, **angles), self.k_norm(k_NGD, **angles)
         elif angles:
-            q_NHD, k_NGD = (self._turned(x_NHD, cos_sin_2NE) for x_NHD in (q_NHD, k_NGD))
+            q_NHD, k_NGD = (rope(x, cos_sin_2NE, impl=self.impl) for x in (q_NHD, k_NGD))
         attend = attend or partial(attention, is_causal=self.is_causal)
         o_NHD = attend(q_NHD, k_NGD, v_NGD, docs, impl=self.impl, **self.rule)
         return self.o_proj((o_NHD if rows_M is None else o_NHD.index_select(0, rows_M)).flatten(1))
 
-    def _turned(self, x_NHD: Tensor, cos_sin_2NE: Tensor) -> Tensor:
-        """The first 2 E channels of each head by their E angles; others, if there are, pass."""
-        if (width := 2 * cos_sin_2NE.shape[-1]) == self.head_dim:
-            return rope(x_NHD, cos_sin_2NE, impl=self.impl)
-        first_NHD, rest_NHD = x_NHD.split([width, self.head_dim - width], -1)
-        return torch.cat([rope(first_NHD, cos_sin_2NE, impl=self.impl), rest_NHD], -1)
-
 GELUS = {"gelu": "none", "gelu_tanh": "tanh"}  # torch's names of approximations
-GATED = {"swiglu": swiglu, "geglu": partial(geglu, uses_tanh=False),
-         "geglu_tanh": partial(geglu, uses_tanh=True)}
 
 class Mlp(Layer):
     """Feed-forward layer: down(act(gate) up) or down(act(up))."""

@@ -23,6 +23,12 @@ def test_error_budget(shape, dtype, draw, within_budget) -> None:
     ops = partial(with_angles, rope), partial(with_angles, rope_reference)
     assert within_budget(*ops, {"x_NHD": draw(*shape)}, dtype)
 
+def test_channels_without_an_angle_stay(draw) -> None:
+    x_NHD, cos_sin_2NE = draw(7, 3, 16), angles((7, 3, 6), torch.float32)
+    y_NHD = rope(x_NHD, cos_sin_2NE)
+    assert torch.equal(y_NHD[..., :6], rope(x_NHD[..., :6].contiguous(), cos_sin_2NE))
+    assert torch.equal(y_NHD[..., 6:], x_NHD[..., 6:])
+
 @pytest.mark.parametrize("offset", [0.0, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_norm_rope_is_both_ops(dtype, offset, draw, within_budget) -> None:
