@@ -164,7 +164,8 @@ def command_to_try(where: str, api: "Api") -> str:
     served, file = api.served, api.options.api_key_file
     key = f' -H "Authorization: Bearer $(head -n 1 {file})"' if file else ""
     asked = [{"role": "user", "content": "hello"}]
-    route, body = "classify" if served.labels else "embeddings", {"input": "hello"}
+    route = "classify" if api.model.task == "classify" else "embeddings"
+    body: dict = {"input": "hello"}
     if api.model.task == "lm" and served.tokenizer.chat_template is None:
         route, body = "completions", {"prompt": "hello"}
     elif api.model.task == "lm":

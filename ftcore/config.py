@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal, NamedTuple, dataclass_transform
 from tyro.conf import UseAppendAction
 
-Format = Literal["auto", "tsv", "csv", "jsonl", "json", "txt", "labelled"]
+Format = Literal["auto", "tsv", "csv", "jsonl", "json", "txt", "labelled", "conll"]
 OverLength = Literal["error", "drop", "cut_left", "cut_right", "split"]
 TrainOn = Literal["all", "assistant", "last", "completion"]
 Recompute = Literal["none", "selective", "all"]
@@ -43,7 +43,7 @@ class ModelConfig(Section):
 
 class DataConfig(Section):
     """Files, what is done with their rows before they are tokens, and how long these may be."""
-    train: tuple[str, ...] = ()  # files or globs (.jsonl .json .csv .tsv .txt, also .gz)
+    train: tuple[str, ...] = ()  # files or globs (.jsonl .json .csv .tsv .txt .conll, also .gz)
     dev: tuple[str, ...] = ()  # rows that choose the best checkpoint; none: `holdout` of train
     test: tuple[str, ...] = ()  # files evaluated once, after training
     format: Format = "auto"  # auto: by suffix; labelled: lines of a label, a blank and the text
@@ -112,6 +112,12 @@ class ScoredDataConfig(TextsConfig):
     """Texts or pairs of texts with a score."""
     label: str = "score"  # column of the score
 
+class TaggedDataConfig(DataConfig):
+    """Sentences with one tag a word: O, B-TYPE and I-TYPE (BIO or IOB1), or tags of any kind."""
+    tokens: str = "tokens"  # column of the words, a list; in CoNLL files the first one
+    tags: str = "tags"  # column of their tags, a list; in CoNLL files the last one
+    over_length: Literal["error", "drop"] = "error"  # of longer sentences
+
 class EnvConfig(Section):
     """Where and how exactly it computes."""
     device: str = "auto"  # auto (a GPU, if there is one), cpu, cuda or cuda:N
@@ -170,8 +176,7 @@ class LoopConfig(Section):
     max_skipped: Natural = 20  # steps in a row that may be not applied before the run stops
     patience: Natural = 0  # evaluations without a better dev value before it stops early; 0: never
 
-    def num_steps(self, num_rows: int, batch_size: int) -> int:
-        """Optimiser steps of a run over `num_rows` training rows."""
+    def num_steps(self, num_rows: int, batch_size: int) -> int:  # of a run over so many rows
         return self.max_steps or math.ceil(self.epochs * math.ceil(num_rows / batch_size))
 
 class EvalConfig(Section):
@@ -198,8 +203,7 @@ class RolloutConfig(Section):
 
 class PpoConfig(Section):
     """How the policy is updated; `optim.batch_size` answers make one update."""
-    # over a value head's (gae), or the other answers' to a prompt: group (GRPO), or RLOO
-    advantage: Literal["gae", "group", "leave_one_out"] = "gae"
+    advantage: Literal["gae", "group", "leave_one_out"] = "gae"  # a value head's, GRPO's, RLOO's
     epochs: Count = 4  # over the answers of an iteration
     clip: Positive = 0.2  # of the ratio of new to old probability, around 1
     kl: Literal["k1", "k3", "exact"] = "k1"  # estimate of the divergence in the rewards
@@ -282,8 +286,7 @@ class PretrainRun(Section):
     labels: ClassVar[tuple[str, ...] | None] = None  # names of outputs that the data does not name
 
     @property
-    def rows_per_step(self) -> int:
-        """Training rows that a step of the loop reads."""
+    def rows_per_step(self) -> int:  # training rows that a step of the loop reads
         return self.optim.batch_size
 
 class MaskedRun(PretrainRun):
@@ -324,6 +327,11 @@ class RegressRun(PretrainRun):
     data: ScoredDataConfig = ScoredDataConfig()
     problem = "regression"
 
+class TagRun(PretrainRun):
+    """Fine-tuning a tagger of words, such as of named entities."""
+    data: TaggedDataConfig = TaggedDataConfig()
+    problem = "token_classification"
+
 class RewardRun(PretrainRun):
     """Training a model to score answers: of a pair, the chosen one above the rejected one."""
     data: PairsDataConfig = PairsDataConfig()
@@ -337,5 +345,6 @@ class DpoRun(SftRun):
     dpo: DpoConfig = DpoConfig()
 
 RUNS = {"pretrain": PretrainRun, "mlm": MaskedRun, "sft": SftRun, "classify": ClassifyRun,
-        "regress": RegressRun, "reward": RewardRun, "dpo": DpoRun, "ppo": PpoRun, "grpo": GrpoRun}
+        "regress": RegressRun, "tag": TagRun, "reward": RewardRun, "dpo": DpoRun, "ppo": PpoRun,
+        "grpo": GrpoRun}
 Run = PretrainRun  # and the tasks made from it

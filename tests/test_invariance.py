@@ -52,6 +52,7 @@ from tests.commands.conftest import (
     scored,
     several,
     sft,
+    tags,
 )
 from tests.tune.conftest import make_loop, rows, tiny_model
 from tests.tune.test_loop import assert_same_run, dying, metrics, stop_at, tensors
@@ -69,7 +70,8 @@ RUNS = {
     "reward, full": {"family": "reward"},
     "dpo, lora": {"family": "dpo", "peft": LORA},
 }
-TASKS = ("classify", "several", "scored", "sft", "pretrain", "masked", "reward", "dpo")
+TASKS = ("classify", "several", "scored", "tags", "sft", "pretrain", "masked", "reward",
+         "dpo")
 HOLD = 9  # claims of a chat run with low-rank updates; other runs have less
 
 def verified(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:

@@ -74,6 +74,10 @@ def text(document: Encoded, labels: encode.Names, tokenizer: Tokenizer) -> str:
     if not isinstance(document.weights, np.ndarray):
         target = labels[document.labels] if isinstance(document.labels, int) else document.labels
         return f"{tokenizer.decode(document.tokens_T, special=True)} -> {target}"
+    if labels:
+        triples = zip(document.tokens_T, document.labels, document.weights, strict=True)
+        return " ".join(tokenizer.decode([id_], special=True) + (f" [[{labels[tag]}]]" if w else "")
+                        for id_, tag, w in triples)
     # labels are the next tokens, or those that are hidden; every second part is supervised
     scored_M = np.flatnonzero(document.weights[:-1])
     is_next = np.array_equal(document.labels[scored_M], document.tokens_T[scored_M + 1])

@@ -1,4 +1,4 @@
-"""Rows to examples through a column map: texts, labelled or not, chats, pairs; the label map."""
+"""Rows to examples through a column map: texts, labelled, tagged or not, chats, pairs; labels."""
 
 import json
 import math
@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple, NotRequired, TypedDict, get_args
 from ftcore import config as configs
 from ftcore.config import DataConfig
@@ -32,10 +33,11 @@ class Rejected:
     detail: str = ""  # its own: which other row, what text
 
 class Text(NamedTuple):
-    """One text or a pair, and what is to be predicted of it."""
+    """One text, a pair or a sentence, and what is to be predicted of it."""
     id: str
-    texts: tuple[str, ...]  # the text; both of a pair
-    target: str | tuple[str, ...] | float | None = None  # its class, several, its score
+    texts: tuple[str, ...]  # the text; both of a pair; the words of a sentence
+    # its class, several, its score; the tag of each word, BIO of entities
+    target: str | tuple[str, ...] | float | None = None
     file: str = ""
     line: int = 0
     weight: float = 1.0
@@ -95,9 +97,12 @@ def indices(labels: Mapping[str, int], example: Text) -> list[int]:
             raise DataError(f"{what} training data{nearest(name, list(labels))}; {mend}")
     return [labels[name] for name in names]
 
-def label_map(examples: Sequence[Text]) -> tuple[str, ...]:
-    """All labels of the training data, sorted, as numbers if all are. DataError: fewer than two."""
+def label_map(examples: Sequence[Text], *, are_tags: bool = False) -> tuple[str, ...]:
+    """All labels of the training data, sorted, as numbers if all are; of a type that only begins or
+    only goes on there, both tags. DataError: fewer than two."""
     names = {name for example in examples for name in names_of(example)}
+    if are_tags:
+        names |= {p + name[1:] for name in names if name[:2] in ("B-", "I-") for p in "BI"}
     if len(names) < 2:
         what = f"the training data has {len(names)} different label(s) {sorted(names)}"
         raise DataError(f"{what}, a classifier needs at least two; is this the label column?")
@@ -111,6 +116,8 @@ def examples(rows: Sequence[Row], config: DataConfig) -> tuple[list[Example], li
     elif isinstance(config, configs.ChatDataConfig):
         make = conversation
         named = (*config.prompt, config.answer) if config.prompt else (config.messages,)
+    elif isinstance(config, configs.TaggedDataConfig):
+        make, named = tagged, (config.tokens, config.tags)
     elif isinstance(config, configs.TextsConfig):
         make, named = labelled, (config.text, config.pair, config.label)
     else:
@@ -145,6 +152,23 @@ def labelled(row: Row, config: configs.LabelledDataConfig | configs.ScoredDataCo
         if value is None:
             raise wrong(row, f"column {column!r} must hold a number, not {name!r}")
     return Text(row.id, texts, value, row.file, row.line)
+
+def tagged(row: Row, config: configs.TaggedDataConfig) -> Text:
+    """A sentence from a list of words and one of as many tags; IOB1 becomes BIO."""
+    words, tags = lists = [row.fields.get(column) for column in (config.tokens, config.tags)]
+    if not all(isinstance(x, list) and all(isinstance(y, str) for y in x) for x in lists):
+        raise wrong(row, f"columns {config.tokens!r} and {config.tags!r} must hold lists of texts")
+    if len(words) != len(tags) or not all(tags):
+        what = f"{len(words)} words have {len(list(filter(None, tags)))} tags: must be one each"
+        raise wrong(row, f"{what}, O for a word outside every entity")
+    if not words:
+        raise RowError(f"column {config.tokens!r} holds no words")
+    return Text(row.id, tuple(words), to_bio(tags), row.file, row.line)
+
+def to_bio(tags: Sequence[str]) -> tuple[str, ...]:
+    """IOB1 (B- only parts neighbours of one type) as BIO (B- begins every entity); others stay."""
+    return tuple("B" + tag[1:] if tag[:2] == "I-" and last[1:] != tag[1:] else tag
+                 for last, tag in pairwise(["O", *tags]))
 
 def prompted(row: Row, config: configs.ChatDataConfig) -> list[Message]:
     """The turns of the first column of `prompt`; or a user's of the texts in all of them, of which
@@ -206,8 +230,7 @@ def turns_of(row: Row, column: str, config: configs.ChatDataConfig) -> list[Mess
 
 def transcript(text: str, roles: Mapping[str, str], keys: tuple[str, str]) -> list[dict[str, str]]:
     """Turns of a text that has "NAME:" at the start of each; RowError: text before the first."""
-    marks = "|".join(map(re.escape, roles))
-    before, *parts = re.split(rf"^({marks}):", text, flags=re.M)
+    before, *parts = re.split(rf"^({'|'.join(map(re.escape, roles))}):", text, flags=re.M)
     if before.strip() or not parts:
         raise RowError(f"the transcript does not begin with one of {', '.join(roles)}")
     turns = zip(parts[::2], parts[1::2], strict=True)

@@ -1,4 +1,4 @@
-"""Texts, chats, labelled texts and pairs of answers to the `Encoded` documents of a `Split`.
+"""Texts, chats, labelled texts, tagged sentences and pairs to the `Encoded` documents of a `Split`.
 
 Letters: T tokens of a document. Every row becomes one, or is rejected. A pair too is one document
 (`pack.pair`), so that no step divides it; each conversation ends with its answer."""
@@ -12,7 +12,7 @@ from ftcore import config as configs
 from ftcore.data import columns
 from ftcore.data.chat import find_answers, supervise
 from ftcore.data.columns import Chat, DataConfig, Example, Rejected, Text
-from ftcore.data.pack import Encoded, apart, is_pair, pair, shifted
+from ftcore.data.pack import IGNORED, Encoded, apart, is_pair, pair, shifted
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ConfigError, DataError, ModelError
 
@@ -35,6 +35,7 @@ def encode(config: DataConfig, examples: Sequence[Example], tokenizer: Tokenizer
     split, index = Split(), {name: number for number, name in enumerate(labels or ())}
     kinds = {configs.MaskedDataConfig: _masked, configs.TextDataConfig: _texts,
              configs.PairsDataConfig: _pairs, configs.ChatDataConfig: _chats,
+             configs.TaggedDataConfig: partial(_tagged, labels=index),
              configs.TextsConfig: partial(_labelled, labels=index)}
     make = next(make for kind, make in kinds.items() if isinstance(config, kind))
     make(split, examples, tokenizer, config)
@@ -133,6 +134,24 @@ def _labelled(split: Split, examples: Sequence[Text], tokenizer: Tokenizer, conf
     shortened = encoded(long, limit)  # each when it is asked for, in turn
     for example, document in pairs:
         admit(split, example, document, config, shorten=lambda *_: [next(shortened)])
+
+def _tagged(split: Split, examples: Sequence[Text], tokenizer: Tokenizer, config: DataConfig,
+            labels: Mapping[str, int]) -> None:
+    """Sentences, words joined by blanks; of each word the first token that ends in it is scored,
+    labels[t] being the tag of token t itself. Words without one are listed. DataError: a tag is
+    unknown."""
+    encodings = tokenizer.encode_batch([" ".join(example.texts) for example in examples])
+    for example, (ids_T, offsets_T2) in zip(examples, encodings, strict=True):
+        own_O = np.flatnonzero(np.diff(offsets_T2)[:, 0])  # not the special ones around them
+        starts_W = np.cumsum([0, *(len(word) + 1 for word in example.texts)])
+        word_O = np.searchsorted(starts_W, offsets_T2[own_O, 1] - 1, "right") - 1
+        told_W, first_W = np.unique(word_O, return_index=True)
+        labels_T = np.full(len(ids_T), IGNORED, dtype=np.int32)
+        labels_T[own_O[first_W]] = np.array(columns.indices(labels, example))[told_W]
+        weights_T = (labels_T != IGNORED).astype(np.float32)
+        admit(split, example, Encoded(example.id, ids_T, labels_T, weights_T), config)
+        for word in np.delete(np.array(example.texts, dtype=object), told_W):
+            split.cut.append(columns.left_out(example, "a word gives no token", detail=repr(word)))
 
 def _pairs(split: Split, chats: Sequence[Chat], tokenizer: Tokenizer,
            config: configs.PairsDataConfig) -> None:

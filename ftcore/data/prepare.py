@@ -73,9 +73,11 @@ def prepare(config: DataConfig, tokenizer: Tokenizer, *, seed: int,
             lost = leaks(train.examples, dev)
             settle("leak to rows held out", config.leaks == "drop", train, lost, notes)
         parts = {"train": train, **dev, **parts}
-        if isinstance(config, configs.TextsConfig) and not labels:
-            is_scored = isinstance(config, configs.ScoredDataConfig)
-            labels = (config.label,) if is_scored else label_map(train.examples)
+        if isinstance(config, configs.ScoredDataConfig):
+            labels = labels or (config.label,)
+        elif isinstance(config, configs.TextsConfig | configs.TaggedDataConfig):
+            are_tags = isinstance(config, configs.TaggedDataConfig)
+            labels = labels or label_map(train.examples, are_tags=are_tags)
         balance(config, train, seed, notes)
     for name, part in parts.items():
         split = splits[name] = encode(config, part.examples, tokenizer, labels)
@@ -96,7 +98,8 @@ def tidy(config: DataConfig, part: Rows, split: str, notes: Notes) -> None:
         if after != before:
             found["texts changed"] += 1
             part.examples[index] = example = example.with_texts(after)
-        if not isinstance(example, Chat) and not all(after):
+        kept = any if isinstance(config, configs.TaggedDataConfig) else all
+        if not isinstance(example, Chat) and not kept(after):
             lost.append(left_out(example, "empty, once it is normalised", "filter"))
     notes.setdefault("found", {})[split] = {name: n for name, n in found.items() if n}
     part.drop(lost)

@@ -6,6 +6,8 @@ jsonl    one JSON object a line, or a list of cells
 json     one array of these; an item's number stands in place of its line
 txt      the whole file is one row with the field "text"
 labelled a label, a blank and the text on each line: "label", "text"
+conll    a word a line, its tag last, between tabs or blanks; a blank line ends a sentence, which
+         has "tokens", "tags" and the number of its "document", counted by -DOCSTART- lines
 
 tsv and csv take names of columns from their first line, unless they are given: then the file has no
 such line, and records with more cells than names keep the surplus under "_extra". A damaged record
@@ -29,7 +31,7 @@ from ftcore.data.columns import Example, Rejected, Row, besides, examples, requi
 from ftcore.errors import DataError, nearest
 
 Record = tuple[int, str, Any]  # line, raw text; cells, object or what is wrong
-EXTRA = "_extra"
+EXTRA, DOCUMENT = "_extra", "-DOCSTART-"
 BUILTIN_CHAT = "builtin:chat"  # stands for the data set that ftcore carries
 BUILTIN_TESTS = builtin.SPLITS[2:]
 Notes = dict[str, Any]  # what was found, for people: JSON throughout
@@ -205,11 +207,28 @@ def _json(text: str, file: str) -> Iterator[Record]:
         raw = json.dumps(item, ensure_ascii=False)
         yield number, json.dumps(item) if _HALF.search(raw) else raw, item
 
+def _conll(text: str, file: str) -> Iterator[Record]:
+    """Sentences, by their first line."""
+    document, words, odd = 0, [], None
+    for number, line in enumerate([*map(str.rstrip, text.split("\n")), ""], start=1):
+        cells = [cell for cell in line.split("\t" if "\t" in line else " ") if cell]
+        if len(cells) == 1 and cells != [DOCUMENT]:
+            must = "a line is a word, a tab or a blank, and its tag; between sentences it is empty"
+            odd = odd or DataError(f"{file}:{number}: {line!r}: {must}")
+        if cells and cells[0] != DOCUMENT:
+            words.append((number, line, cells))
+            continue
+        if words:
+            (first, *_), raw, rows = zip(*words, strict=True)
+            found = {"tokens": [row[0] for row in rows], "tags": [row[-1] for row in rows]}
+            yield first, "\n".join(raw), odd or found | {"document": document}
+        document, words, odd = document + bool(cells), [], None
+
 READERS: dict[str, Callable[[str, str], Iterable[Record]]] = {  # of a text and the file's name
     "tsv": lambda text, _: ((n, line, line.split("\t")) for n, line in _lines(text, blanks="")),
     "csv": _csv,
     "jsonl": lambda text, file: ((n, line, _loaded(line, file, n)) for n, line in _lines(text)),
-    "json": _json,
+    "json": _json, "conll": _conll,
     "txt": lambda text, _: [(1, text, {"text": text})] if text else [],
     "labelled": lambda text, _: (
         (n, line, dict(zip(("label", "text"), line.partition(" ")[::2], strict=True)))

@@ -217,7 +217,8 @@ class Api:
 
     async def classify(self, x: Exchange, fields: JsonObject) -> JsonObject:
         labels, problem = self.served.labels, self.served.problem
-        require(labels and problem != "regression", "model", code="unsupported_task")
+        is_able = self.model.task == "classify" and problem != "regression"
+        require(is_able, "model", code="unsupported_task")
         logits_BK = await self._scores(x, fields)
         calibrated_BK = probs_of(logits_BK / self.served.temperature, problem)
         for row, probs_K in zip(x.told["rows"], calibrated_BK, strict=True):

@@ -35,6 +35,7 @@ class Judged:
     totals_3K: np.ndarray | None = None  # where a row has classes: see metrics.py
     right_B: np.ndarray | None = None  # bool: whether a row is right, where it can be
     more: dict[str, float] = field(default_factory=dict)  # metrics that only all rows have
+    classes: Sequence[str] = ()  # of totals_3K; none: the labels
     texts: Callable[[], Mapping[str, str]] = dict  # of the rows, by their ids
 
     @cached_property
@@ -121,6 +122,27 @@ def evaluate_label_sets(model: heads.Model, split: Split, max_tokens: int, label
     right_B = (target_BK == predicted_BK).all(1)
     return Judged(ids_of(split), figures, columns, metrics.label_totals(*sides), right_B)
 
+def evaluate_tags(model: heads.Model, split: Split, max_tokens: int, labels: Names) -> Judged:
+    """Predicted tag of each word that has a token; the loss in nats a word; entities by type."""
+    log_p_MK = all_logits(model, split.documents, max_tokens).double().log_softmax(-1).numpy()
+    target_M = np.concatenate([d.labels[d.weights > 0] for d in split.documents])
+    counts_B = [np.count_nonzero(document.weights) for document in split.documents]
+    nll_M, predicted_M = -log_p_MK[np.arange(len(target_M)), target_M], log_p_MK.argmax(1)
+    starts_B, names = np.cumsum([0, *counts_B[:-1]]), np.array(labels, dtype=object)
+    sides = [np.split(names[x_M], starts_B[1:]) for x_M in (target_M, predicted_M)]
+    types = sorted({name[2:] for name in labels if name[:2] in ("B-", "I-")})
+    totals_B3K = np.array([metrics.entity_totals(*row, types) for row in zip(*sides, strict=True)])
+    nll_B, right_B = (np.add.reduceat(x_M, starts_B) for x_M in (nll_M, target_M == predicted_M))
+
+    def figures(rows_M: np.ndarray) -> metrics.Metrics:
+        loss, right, words = (np.array(x_B)[rows_M].sum() for x_B in (nll_B, right_B, counts_B))
+        return {"loss": float(loss / words), "accuracy": float(right / words),
+                **metrics.entity_figures(totals_B3K[rows_M].sum(0))}
+
+    tags, predicted = ([row.tolist() for row in side] for side in sides)
+    return Judged(ids_of(split), figures, {"tags": tags, "predicted": predicted},
+                  totals_B3K.sum(0) if types else None, right_B == counts_B, classes=types)
+
 def evaluate_scores(model: heads.Model, split: Split, max_tokens: int, labels: Names) -> Judged:
     """Predicted score of each document; the loss a mean squared error."""
     (predicted_B,) = all_logits(model, split.documents, max_tokens).double().numpy().T
@@ -193,7 +215,8 @@ def evaluate_pairs(model: heads.Model, split: Split, max_tokens: int, labels: Na
 
 JUDGES: Mapping[str | None, Callable[..., Judged]] = {  # by HF's `problem_type`; not of pairs
     "single_label_classification": evaluate_classes, "regression": evaluate_scores,
-    "multi_label_classification": evaluate_label_sets, None: evaluate_language}
+    "multi_label_classification": evaluate_label_sets, "token_classification": evaluate_tags,
+    None: evaluate_language}
 
 def continued(model: heads.Model, tokenizer: Tokenizer, prompts: Sequence[np.ndarray],
               max_new_tokens: int, *, temperature: float = 1.0,

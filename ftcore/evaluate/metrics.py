@@ -39,9 +39,10 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import chain, takewhile
 from typing import Any
 import numpy as np
+from ftcore.data.columns import to_bio
 from ftcore.errors import DataError
 
 Metrics = dict[str, float]
@@ -95,6 +96,25 @@ def label_figures(target_BK: np.ndarray, predicted_BK: np.ndarray) -> Metrics:
     return {"subset_accuracy": float((target_BK == predicted_BK).all(1).mean()),
             "hamming_loss": float((target_BK != predicted_BK).mean()),
             **_averages(totals_3K, np.ones(target_BK.shape[1], dtype=bool))}
+
+def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
+    """Type, first word and number of further words of each entity, as seqeval counts: an I- that
+    goes on with nothing begins one."""
+    bio = to_bio(tags)
+    return {(tag[2:], first, len([*takewhile(f"I{tag[1:]}".__eq__, bio[first + 1 :])]))
+            for first, tag in enumerate(bio) if tag.startswith("B-")}
+
+def entity_totals(target: Sequence[str], predicted: Sequence[str],
+                  types: Sequence[str]) -> np.ndarray:
+    """totals_3K of a sentence's entities; right are type, first and last word."""
+    wanted, given = entities(target), entities(predicted)
+    counted = (Counter(type_ for type_, *_ in side) for side in (wanted & given, given, wanted))
+    return np.array([[counts[type_] for type_ in types] for counts in counted], dtype=np.int64)
+
+def entity_figures(totals_3K: np.ndarray) -> Metrics:
+    """precision, recall and F1 of the entities of all types."""
+    found = class_scores(totals_3K.sum(1, keepdims=True))
+    return dict(zip(SCORES, (float(x_1[0]) for x_1 in found), strict=True))
 
 def regression_metrics(target_B: np.ndarray, predicted_B: np.ndarray) -> Metrics:
     """pearson of the values, spearman of their ranks, equal ones sharing the mean of theirs; mae

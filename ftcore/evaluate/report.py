@@ -37,7 +37,7 @@ from ftcore.tune.lora import merge
 
 MAX_TEXT = 40
 Parsed = Mapping[str, Any]  # a folder's files by name, parsed; those that it lacks are empty
-SHOWN = ("loss", "perplexity", "bits_per_byte", "accuracy", "subset_accuracy", "f1_macro",
+SHOWN = ("loss", "perplexity", "bits_per_byte", "accuracy", "subset_accuracy", "f1_macro", "f1",
          "pearson", "spearman", "temperature")  # while it trains, where the task has it
 MOST_ROWS, MOST_SCORED, MOST_LOGITS = 256, 2048, 2**25  # so that a certificate takes seconds, 1 GB
 
@@ -244,7 +244,7 @@ class Suite:
         """What is told of classes, where the task has them."""
         if judged.totals_3K is None:
             return
-        yield f"by class\n{per_class_table(self.labels, judged.totals_3K)}"
+        yield f"by class\n{per_class_table(judged.classes or self.labels, judged.totals_3K)}"
         if "label" in judged.columns:  # one a row
             yield f"most confused\n{confusion_table(judged.rows, judged.texts())}"
             if len(self.labels) == 2:

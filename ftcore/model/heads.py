@@ -12,7 +12,8 @@ from kernels.docs import Docs
 from kernels.dropout import dropout
 from kernels.softcap import capped
 
-ModelTask = Literal["lm", "mlm", "classify", "trunk"]
+ModelTask = Literal["lm", "mlm", "classify", "tag", "trunk"]
+CLASSIFIERS = ("classify", "tag")
 EMBEDDING, HEAD = "trunk.embed_tokens.weight", "head.lm_head.weight"
 SKETCH = 64
 POOLERS = {"tanh": torch.tanh, "relu": torch.relu, "transform": nn.functional.gelu}
@@ -24,12 +25,15 @@ class Head(nn.Module):
                  its transform, norm(gelu(dense)) ("mlm")
     classifier   over the classes of each document ("classify"). Encoders pool the first token, or
                  the mean of all, through a dense map and what the spec's `pooler` names, or the
-                 transform; decoders the last one, which has seen the whole document"""
+                 transform; decoders the last one, which has seen the whole document. Over the tags
+                 of each row ("tag"), behind the transform or nothing"""
 
     def __init__(self, spec: ModelSpec, task: ModelTask, num_labels: int) -> None:
         super().__init__()
-        C, self.is_classifier = spec.hidden_size, task == "classify"
+        C, self.is_classifier = spec.hidden_size, task in CLASSIFIERS
         pooler = spec.pooler if self.is_classifier else "transform" if task == "mlm" else None
+        if task == "tag" and pooler != "transform":  # nothing is pooled
+            pooler = None
         self.pooling, self.activation = spec.pooling, POOLERS.get(pooler)
         dense, is_transform = partial(Linear, C, C, bias=spec.linear_bias), pooler == "transform"
         self.pooler = dense() if pooler and not is_transform else None
@@ -37,7 +41,7 @@ class Head(nn.Module):
         self.transform_norm = Norm(spec) if is_transform else nn.Identity()
         if self.is_classifier:
             self.dropout, self.softcap = spec.dropout, None
-            self.classifier = Linear(C, num_labels, bias=not spec.is_causal)
+            self.classifier = Linear(C, num_labels, bias=task == "tag" or not spec.is_causal)
         else:
             self.dropout, self.softcap = 0.0, spec.logit_softcap
             self.lm_head = Linear(C, spec.vocab_size, bias=task == "mlm")

@@ -16,7 +16,7 @@ from torch import Tensor
 from ftcore.errors import ModelError
 from ftcore.hub import json_object
 from ftcore.model.families import Family, family_named, matches
-from ftcore.model.heads import EMBEDDING, HEAD, Model, ModelTask
+from ftcore.model.heads import CLASSIFIERS, EMBEDDING, HEAD, Model, ModelTask
 from ftcore.model.transformer import ModelSpec
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -70,14 +70,14 @@ def load_model(folder: Path, *, task: ModelTask, dtype: torch.dtype,
     which else draws what the checkpoint lacks of a head, but for "lm"; None: that is an error.
     Raises ModelError: unknown family, damaged files, tensors that do not fit."""
     config = read_object(folder / CONFIG, advice=f". A folder in HF layout holds it and {SINGLE}")
-    family = family_named(config.get("model_type"), where=str(folder / CONFIG))
+    family = family_named(config.get("model_type"), task, where=str(folder / CONFIG))
     if task not in family.architectures:
         raise ModelError(f"{folder}: task {task!r} is none of {', '.join(family.architectures)}")
     try:
         spec = family.to_spec(config)
     except ModelError as error:
         raise ModelError(f"{folder}/{error}") from None
-    if task == "classify":
+    if task in CLASSIFIERS:
         labels = labels or labels_of(config, folder / CONFIG)
     _require_room(spec, folder, dtype, is_random=init == "random")
     model = empty_model(spec, task, len(labels or ()), dtype)
@@ -132,10 +132,10 @@ def save_model(loaded: LoadedModel, folder: Path, *, problem: str | None = None)
     config.pop("torch_dtype", None)  # HF: the older name of `dtype`
     config["architectures"] = [loaded.family.architectures[task]]
     config["dtype"] = str(state[EMBEDDING].dtype).removeprefix("torch.")
-    if task == "classify":
+    if task in CLASSIFIERS:
         config["id2label"] = {str(index): label for index, label in enumerate(loaded.labels)}
         config["label2id"] = {label: index for index, label in enumerate(loaded.labels)}
-        config |= {} if problem is None else {"problem_type": problem}
+        config |= {"problem_type": problem} if problem and task == "classify" else {}
     text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     (folder / CONFIG).write_text(text, "utf-8")
     save_torch_state_dict(tensors, folder)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ftcore.config import PeftConfig
 from ftcore.data.pack import Batch
 from ftcore.errors import ConfigError
-from ftcore.model.heads import Model, ModelTask
+from ftcore.model.heads import CLASSIFIERS, Model, ModelTask
 from ftcore.tune.freeze import apply_trainable, parameter_table
 from ftcore.tune.lora import apply_lora
 from kernels.attention import attention
@@ -38,7 +38,7 @@ def hidden(model: Model, batch: Batch, rows_M: Tensor | None) -> Tensor:
     return model.trunk(*inputs, batch.own, [attend] * model.spec.num_layers, nodes_M)
 
 def token_labels(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of the label of each scored token: the next token, or the hidden one."""
+    """Cross-entropy of the label of each scored token: the next token, the hidden one, its tag."""
     scored_M = batch.scored_M
     h_MC = hidden(model, batch, scored_M)
     return model.head.loss(h_MC, batch.labels[scored_M], batch.weights[scored_M])
@@ -75,14 +75,14 @@ class TaskKind(NamedTuple):
 TASKS: Mapping[str, TaskKind] = {
     "pretrain": TaskKind("lm", token_labels), "sft": TaskKind("lm", token_labels),
     "mlm": TaskKind("mlm", token_labels), "classify": TaskKind("classify", classification),
-    "regress": TaskKind("classify", regression)}
+    "regress": TaskKind("classify", regression), "tag": TaskKind("tag", token_labels)}
 
 def choose_trainable(model: Model, config: PeftConfig, generator: torch.Generator, *,
                      new: Sequence[str] = ()) -> str:
     """Freeze, wrap by drawn factors, or leave; returns the table of parameters. Raises ConfigError:
     a rule or target matches nothing, or of `new`, which the checkpoint lacked, some stay frozen."""
     if config.method == "lora":
-        if model.task == "classify":  # its head is new with the task, so trained
+        if model.task in CLASSIFIERS:  # its head is new with the task, so trained
             config = replace(config, extra_modules=(*config.extra_modules, "head"))
         report = apply_lora(model, config, generator=generator)
         table = f"{parameter_table(model)}\n{report}"

@@ -77,8 +77,9 @@ def floor(
     bench: Bench, said: argparse.Namespace, command: Command, data: Prepared, life: ExitStack
 ) -> Turn:
     """The side `floor`."""
+    task = TASKS[command.task].model_task
     config = read_object(resolve(command.config.model.path) / CONFIG)
-    spec = family_named(config["model_type"]).to_spec(config)
+    spec = family_named(config["model_type"], task).to_spec(config)
     rank = command.config.peft.rank if said.method == "lora" else 0
     labels = len(data.labels) if data.labels else None
     reuse_across_steps()

@@ -25,6 +25,7 @@ def test_a_recipe_is_a_command(name: str, data_dir: Path) -> None:
     ("maker", "counts"),
     [
         ("news", {"train.jsonl": 14990, "test.jsonl": 7600}),
+        ("wikigold", {"train.conll": 1202, "dev.conll": 180, "test.conll": 314}),
         ("entity_kinds", {"train.jsonl": 1202, "dev.jsonl": 180, "test.jsonl": 314}),
         ("entailment", {"train.jsonl": 12082, "dev.jsonl": 249}),
         ("teacher", {"train.jsonl": 5166, "dev.jsonl": 646, "test.jsonl": 646}),
@@ -34,9 +35,10 @@ def test_what_is_made(maker: str, counts: dict[str, int], data_dir: Path, tmp_pa
     MAKERS[maker](data_dir, tmp_path)
     rows = {name: read_rows([tmp_path / name]) for name in counts}
     assert {name: len(some) for name, some in rows.items()} == counts
-    keys = {"teacher": ["instruction"], "entailment": ["sentence1", "sentence2"]}
+    keys = {"teacher": ["instruction"], "entailment": ["sentence1", "sentence2"], "news": ["text"]}
+    keys["entity_kinds"] = ["text"]
     texts = [
-        {str([row.fields[key] for key in keys.get(maker, ["text"])]) for row in rows[name]}
+        {str([row.fields[key] for key in keys.get(maker, ["tokens"])]) for row in rows[name]}
         for name in counts
     ]
     shared = set.union(*texts[:-1]) & texts[-1]

@@ -96,14 +96,23 @@ def _several(count: int, start: int = 0) -> list[tuple[str, str, str, str]]:
     label = {"orange": "warm", "yellow": "warm", "red": "warm,bright", "blue": "bright"}
     return [(*row[:3], label.get(row[1].split()[1], "")) for row in _rows(count, start)]
 
+def _conll(path: Path, count: int, start: int = 0) -> str:
+    """The same texts, a word a line: the colour is an entity of the label's type."""
+    sentences = []
+    for _, text, pair, label in _rows(count, start):
+        words, tag = f"{text} {pair}".split(), {text.split()[1]: f"I-{label}"}
+        sentences.append("".join(f"{word}\t{tag.get(word, 'O')}\n" for word in words))
+    path.write_text("\n".join(sentences), "utf-8")
+    return str(path)
+
 def _jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> str:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     return str(path)
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Data files by name: labelled train, test and other; the same with scores and with several
-    labels; chat, chat_test; pairs, pairs_test; text, held."""
+    """Data files by name: labelled train, test and other; the same with scores, with several
+    labels and with tags; chat, chat_test; pairs, pairs_test; text, held."""
     folder = tmp_path_factory.mktemp("files")
     (folder / "text.txt").write_text("\n\n".join(_texts()), "utf-8")
     (folder / "held.txt").write_text(" ".join(_texts()[:20]) + " caf\u00e9", "utf-8")
@@ -115,6 +124,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "scored_test": _tsv(folder / "scored_test.tsv", _scored(10, 100)),
         "several": _tsv(folder / "several.tsv", _several(24)),
         "several_test": _tsv(folder / "several_test.tsv", _several(10, 100)),
+        "tags": _conll(folder / "tags.conll", 24),
+        "tags_test": _conll(folder / "tags_test.conll", 10, 100),
         "chat": _jsonl(folder / "chat.jsonl", _chats(16)),
         "chat_test": _jsonl(folder / "chat_test.jsonl", _chats(6, 100)),
         "pairs": _jsonl(folder / "pairs.jsonl", _pairs(16, 10)),
@@ -208,6 +219,12 @@ def scored(classify: list[str], files: dict[str, str]) -> list[str]:
     """The words of a short run of train.py that learns a score."""
     data = ("--data.train", files["scored"], "--data.test", files["scored_test"])
     return ["regress", *classify[1:], *data, "--data.label", "label"]
+
+@pytest.fixture
+def tags(classify: list[str], files: dict[str, str]) -> list[str]:
+    """The words of a short run of train.py that learns tags."""
+    data = ("--data.train", files["tags"], "--data.test", files["tags_test"])
+    return ["tag", *classify[1:], *data]
 
 @pytest.fixture
 def sft(qwen3: Path, files: dict[str, str]) -> list[str]:

@@ -13,7 +13,7 @@ from ftcore.tune.task import TASKS
 from kernels.docs import Docs
 
 Run = Callable[..., tuple[dict[str, Any], str]]
-NAMES = {"several": "classify", "scored": "regress", "masked": "mlm"}  # of tasks
+NAMES = {"several": "classify", "scored": "regress", "tags": "tag", "masked": "mlm"}  # of tasks
 TEXTS = ["the red thing number 1", "it is navy, isn't it?", "x"]
 
 def lines(path: str) -> list[dict[str, Any]]:
@@ -118,7 +118,7 @@ def test_a_plain_model_folder(classify: list[str], files: dict[str, str], run: R
     assert found["results"] == trained["tuned"] and found["model"] == "runs/run/model"
     assert len(lines("eval-predictions.jsonl")) == 10
 
-@pytest.mark.parametrize("kind", ["several", "scored"])
+@pytest.mark.parametrize("kind", ["several", "scored", "tags"])
 def test_other_document_tasks_get_their_own_figures(
     kind: str,
     request: pytest.FixtureRequest,
@@ -131,7 +131,18 @@ def test_other_document_tasks_get_their_own_figures(
     assert found["results"] == trained["tuned"]
     assert lines("runs/run/eval-predictions.jsonl") == lines("runs/run/predictions.jsonl")
     plain = ("runs/run/model", "--task", "classify", "--data.test", files[kind + "_test"])
-    assert "/config.json: problem_type = " in refused("eval", *plain)
+    said = "missing: bert.pooler" if kind == "tags" else "/config.json: problem_type = "
+    assert said in refused("eval", *plain)
+
+def test_a_plain_folder_of_a_tagger_has_its_tags(
+    tags: list[str], bert: Path, files: dict[str, str], run: Run, refused: Callable
+) -> None:
+    trained, _ = run("train", *tags)
+    words = ("--task", "tag", "--data.test", files["tags_test"])
+    exact = ("--env.precision", "fp32", "--env.threads", "1")
+    found, printed = run("eval", "runs/run/model", *words, *exact)
+    assert found["results"] == trained["tuned"] and "tags_test, by class" in printed
+    assert "must name a classifier's classes" in refused("eval", str(bert), *words)
 
 def test_a_base_model_gets_the_figures_it_had_before(
     sft: list[str], qwen3: Path, files: dict[str, str], run: Run
@@ -141,7 +152,7 @@ def test_a_base_model_gets_the_figures_it_had_before(
     found, _ = run("eval", str(qwen3), "--task", "sft", *words)
     assert found["results"] == trained["base"]
 
-@pytest.mark.parametrize("kind", ["classify", "sft"])
+@pytest.mark.parametrize("kind", ["classify", "tags", "sft"])
 def test_figures_do_not_depend_on_batches(
     kind: str, request: pytest.FixtureRequest, run: Run
 ) -> None:
@@ -171,18 +182,20 @@ def hidden(loaded: LoadedModel, ids: Sequence[int]) -> tuple[torch.Tensor, Docs]
     return loaded.model.trunk(tokens_N, torch.arange(len(ids)), zeros_N, docs), docs
 
 @pytest.mark.parametrize("method", ["full", "lora"])
-@pytest.mark.parametrize("kind", [*NAMES, "classify", "sft"])
+@pytest.mark.parametrize("kind", [*NAMES, "classify", "tags-qwen3", "sft"])
 def test_other_libraries_load_a_run(
     kind: str, method: str, request: pytest.FixtureRequest, run: Run
 ) -> None:
     transformers = pytest.importorskip("transformers")
-    models = {"sft": "qwen3", "masked": "masked_bert"}
+    models = {"sft": "qwen3", "tags-qwen3": "qwen3", "masked": "masked_bert"}
     base = request.getfixturevalue(models.get(kind, "bert"))
+    kind = kind.partition("-")[0]
     words = (*request.getfixturevalue(kind), "--model.path", str(base))
     run("train", *words, "--peft.method", method)
     auto = {"sft": transformers.AutoModelForCausalLM, "masked": transformers.AutoModelForMaskedLM,
+            "tags": transformers.AutoModelForTokenClassification,
             }.get(kind, transformers.AutoModelForSequenceClassification)
-    num_labels = {"classify": 2, "several": 2, "scored": 1}.get(kind)
+    num_labels = {"classify": 2, "several": 2, "scored": 1, "tags": 5}.get(kind)
     options = {} if num_labels is None else {"num_labels": num_labels}
     if method == "full":
         other = auto.from_pretrained("runs/run/model")
@@ -208,7 +221,8 @@ def test_other_libraries_load_a_run(
         for text in TEXTS:
             ids = tokenizer.encode(text).ids_T.tolist()
             h_NC, docs = hidden(loaded, ids)
-            inputs = (h_NC,) if kind in models else (h_NC[docs.first_B()], docs)
+            by_token = kind in ("sft", "tags", "masked")
+            inputs = (h_NC,) if by_token else (h_NC[docs.first_B()], docs)
             ours = loaded.model.head(*inputs)
             theirs = other(torch.tensor([ids])).logits
             assert (ours - theirs.reshape_as(ours)).abs().max() < 1e-4

@@ -8,7 +8,7 @@ import pytest
 from tests.commands.test_eval import lines
 
 Run = Callable[..., tuple[dict[str, Any], str]]
-KINDS = ["classify", "several", "scored", "sft", "pretrain"]
+KINDS = ["classify", "several", "scored", "tags", "sft", "pretrain"]
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_figure_lies_in_its_interval(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 Run = Callable[..., tuple[dict[str, Any], str]]
-KINDS = ["classify", "several", "scored", "sft", "pretrain"]
+KINDS = ["classify", "several", "scored", "tags", "sft", "pretrain"]
 OUTSIDE = re.compile(r"""(?:src|href|url)\s*[=(]|@import|https?://|<script""")
 
 @pytest.mark.parametrize("kind", KINDS)

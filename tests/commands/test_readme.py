@@ -35,6 +35,7 @@ def named(masked_bert: Path, qwen3: Path, files: dict[str, str], run: Run) -> di
     scored = Path(files["scored"]).read_text("utf-8").replace("\t", ",")
     named = scored.replace("text,pair,label", "one,two,score", 1)
     Path("scored.csv").write_text(named, "utf-8")
+    shutil.copy(files["tags"], "a.conll")
     shutil.copy(files["chat"], "chat.jsonl")
     shutil.copy(files["chat_test"], "dev.jsonl")
     shutil.copy(files["pairs"], "pairs.jsonl")

@@ -47,10 +47,11 @@ def test_nothing_to_supervise(
 
 def test_files_that_cannot_be_what_is_asked(
     refused: Refused,
+    tags: list[str],
     scored: list[str],
     files: dict[str, str],
 ) -> None:
-    message = refused("train", *scored, "--data.text", "tokens")
+    message = refused("train", *tags, "--data.train", files["train"])
     assert "no column 'tokens'; its columns are 'id', 'text'" in message
     message = refused("train", *scored, "--data.train", files["train"])
     assert f"{files['train']}:2: column 'label' must hold a number, not 'warm'" in message

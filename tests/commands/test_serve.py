@@ -5,8 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 import pytest
+import torch
 import serve
+from ftcore.deploy.http import Refused
 from ftcore.errors import ModelError
+from kernels.docs import Docs
 from tests.serve.conftest import Asked
 
 Run = Callable[..., tuple[dict[str, Any], str]]
@@ -50,6 +53,33 @@ def test_a_classifier_says_what_its_evaluation_says(
     # test rows choose nothing: without dev rows there is no calibration
     temperature = summary["tuned"]["test"]["temperature"] if dev else 1.0
     assert ask.api.served.temperature == pytest.approx(temperature, rel=1e-4)
+
+@pytest.mark.parametrize("path", ["runs/a", "given", "runs/a/model"])
+def test_a_tagger_gives_embeddings_and_no_classes(
+    path: str, bert: Path, files: dict[str, str], run: Run, tmp_path: Path
+) -> None:
+    """What it says of each word has no route; what its trunk makes of a text has."""
+    data = ("--data.train", files["tags"], "--model.path", str(bert))
+    run("train", "tag", *data, *SHORT, "a")
+    assert path != "given" or serve.main(["bundle", "runs/a", "given"]) == 0
+    ask = Asked(path)
+    assert len(ask.api.served.labels) == (0 if path == "runs/a/model" else 5)
+    for route, body in (("classify", {"input": "x"}), ("completions", {"prompt": "x"}),
+                        ("score", {"messages": TALK})):
+        with pytest.raises(Refused) as error:
+            ask(f"/v1/{route}", **body)
+        assert (error.value.code, error.value.status) == ("unsupported_task", 400)
+    said = serve.command_to_try("http://here", ask.api)
+    assert "http://here/v1/embeddings " in said
+    body = json.loads(said.rpartition(" -d ")[2].strip("'"))
+    (told,) = ask("/v1/embeddings", **body)["data"]
+    ids = torch.tensor(ask.tokenizer.encode(body["input"]).ids_T)
+    docs = Docs.from_lengths([len(ids)], "cpu")
+    with torch.no_grad():
+        trunk = ask.model.trunk
+        mean_C = trunk(ids, docs.positions_N(), torch.zeros_like(ids), docs).mean(0).numpy()
+    expected = mean_C / (mean_C @ mean_C) ** 0.5
+    assert told["embedding"] == pytest.approx(expected.tolist(), abs=1e-5)
 
 def test_a_reward_model_gives_scores(
     qwen3: Path, files: dict[str, str], run: Run, tmp_path: Path

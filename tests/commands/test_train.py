@@ -76,6 +76,24 @@ def test_scores_are_learned(scored: list[str], run: Run) -> None:
     mae = sum(abs(row["label"] - row["predicted"]) for row in rows) / 10
     assert mae == pytest.approx(test["mae"], rel=1e-5)
 
+@pytest.mark.parametrize("family", ["bert", "qwen3"])
+def test_tags_are_learned(
+    family: str, tags: list[str], request: pytest.FixtureRequest, run: Run
+) -> None:
+    model = ("--model.path", str(request.getfixturevalue(family)), "--loop.epochs", "20")
+    summary, printed = run("train", *tags, *model, "--data.holdout", "4")
+    test = summary["tuned"]["tags_test"]
+    assert test["accuracy"] > 0.95 and test["f1"] > 0.9
+    assert {"loss", "accuracy", "precision", "recall", "f1"} == test.keys()
+    assert logged("eval/f1") and "over-fitting, 4 rows each" in printed
+    shown = printed[printed.index("tags_test, by class") :].splitlines()[1:4]
+    assert {line.split()[0] for line in shown} == {"label", "cold", "warm"}
+    rows = lines(Path("runs/run/predictions.jsonl"))
+    pairs = [pair for row in rows for pair in zip(row["tags"], row["predicted"], strict=True)]
+    right = sum(tag == predicted for tag, predicted in pairs)
+    assert right / len(pairs) == pytest.approx(test["accuracy"], rel=1e-5)
+    assert {*rows[0]} == {"split", "row_id", "tags", "predicted"} and len(rows) == 10
+
 def test_a_decoder_classifies(classify: list[str], qwen3: Path, run: Run) -> None:
     summary, _ = run("train", *classify, "--model.path", str(qwen3), *METHODS["lora"])
     assert set(summary["tuned"]) == {"test"}
@@ -186,7 +204,7 @@ def test_hidden_tokens_are_learned(masked: list[str], run: Run) -> None:
     assert held["perplexity"] == pytest.approx(math.exp(held["loss"]), rel=1e-4)
     assert held["loss"] == pytest.approx(min(logged("eval/loss")), rel=1e-5)
 
-@pytest.mark.parametrize("kind", ["sft", "classify", "several", "scored", "masked"])
+@pytest.mark.parametrize("kind", ["sft", "classify", "several", "scored", "tags", "masked"])
 def test_an_adapter_comes_with_its_merge_certificate(
     kind: str, request: pytest.FixtureRequest, run: Run
 ) -> None:

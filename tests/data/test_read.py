@@ -13,6 +13,8 @@ PAIR = ("text", "label")
 
 REAL = [
     ("sst5/stsa.fine.dev", {"format": "labelled"}, 1101),
+    ("ner_wnut17/emerging.test.annotated", {"format": "conll"}, 1287),
+    ("ner_wikigold/wikigold.conll.txt", {"format": "conll"}, 1841 - 145),
     ("mrpc/train.tsv", {}, 3667),
     ("mrpc/dev.tsv", {}, 408),
     ("mrpc/msr_paraphrase_test.txt", {"format": "tsv"}, 1725),
@@ -179,6 +181,15 @@ def test_a_missing_file_and_columns_for_jsonl(write, tmp_path):
 
 def test_a_whole_surrogate_pair_is_text(write):
     assert fields(write("a.jsonl", '{"x": "\\ud83d\\ude42"}\n')) == [{"x": "\U0001f642"}]
+
+def test_conll_sentences(write):
+    content = "-DOCSTART- -X- O\n\na\tO\r\n\u2028 b\tB-x\n\t\n\nc NN  I-y\n-DOCSTART- O\nd O"
+    rows = read_rows([write("a.conll", content)])
+    assert [(row.line, row.fields) for row in rows] == [
+        (3, {"tokens": ["a", "\u2028 b"], "tags": ["O", "B-x"], "document": 1}),
+        (7, {"tokens": ["c"], "tags": ["I-y"], "document": 1}),
+        (9, {"tokens": ["d"], "tags": ["O"], "document": 2}),
+    ]
 
 def test_labelled_lines(write):
     lines = read_rows([write("a.train", "4 a  fine \n\n0 \n")], format="labelled")

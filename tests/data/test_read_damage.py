@@ -29,6 +29,9 @@ SKIPPED = [
         (3, "1 cells for the", "3"), (4, "3 cells", "4\t5\t6"), (5, "not UTF-8: b", "\\xff\t7"),
     ]),
     ("a.csv", 'x,y\n1,"two\nlines"\n3\n', [{"x": "1", "y": "two\nlines"}], [(4, "1 cells", "3")]),
+    ("a.conll", "a O\n\nb O\nc\n\nd O\n",
+     [{"tokens": [word], "tags": ["O"], "document": 0} for word in "ad"],
+     [(3, "'c': a line is a word", "b O\nc")]),
 ]  # fmt: skip
 
 WHOLE = [  # damage of the whole file, which nothing skips

@@ -1,4 +1,4 @@
-"""The 20 real data sets, each read by naming its columns, with the counts that its README gives."""
+"""The 22 real data sets, each read by naming its columns, with the counts that its README gives."""
 
 import tomllib
 from collections.abc import Hashable
@@ -47,7 +47,7 @@ def found_conflicts(part: Rows) -> int:
         return count
     return 0
 
-@pytest.mark.parametrize("name", ["banking77", "cola", "stsb"])
+@pytest.mark.parametrize("name", ["banking77", "cola", "stsb", "ner_wnut17"])
 def test_duplicates_and_leaks_are_those_that_a_dictionary_finds(name: str, data_dir: Path) -> None:
     train, *held = splits(name, data_dir)
     first: dict[tuple[str, Any], str] = {}

@@ -18,6 +18,7 @@ from ftcore.config import (
     DataConfig,
     LabelledDataConfig,
     ScoredDataConfig,
+    TaggedDataConfig,
     TextDataConfig,
 )
 from ftcore.data import store
@@ -32,17 +33,18 @@ ROOT = Path(store.__file__).parents[2]
 ASKED, ANSWER = {"role": "user", "content": "h\u00f6w"}, {"role": "assistant"}
 ROWS = [
     {"text": f"row {n} " * n, "pair": "and", "label": "abc"[n % 3], "score": n / 3}
-    | {"several": "abc"[: n % 3]}
+    | {"several": "abc"[: n % 3], "tokens": ["a", "b"], "tags": ["O", "B-x"]}
     | {"messages": [ASKED, {**ANSWER, "content": f"{n} so " * 9}]}
     for n in range(1, 9)
 ]
-ROWS += [dict.fromkeys(ROWS[0])]  # that is left out
+ROWS += [{**dict.fromkeys(ROWS[0]), "tokens": [], "tags": []}]  # that is left out
 AS_THEY_ARE = {"duplicates": "report", "leaks": "report"}  # each file is both train and test
 CASES: dict[str, DataConfig] = {
     "classes": LabelledDataConfig(),
     "pairs": LabelledDataConfig(pair="pair", max_length=9, over_length="cut_right"),
     "several": LabelledDataConfig(label="several", label_separator="/"),
     "scores": ScoredDataConfig(),
+    "tags": TaggedDataConfig(),
     "chats": ChatDataConfig(holdout=2),
     "text": TextDataConfig(max_length=6),
 }

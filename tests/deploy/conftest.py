@@ -17,6 +17,7 @@ from tests.commands.conftest import (  # noqa: F401
     scored,
     several,
     sft,
+    tags,
 )
 
 @pytest.fixture

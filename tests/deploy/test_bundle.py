@@ -33,6 +33,7 @@ AUTO = {
     "sft": transformers.AutoModelForCausalLM,
     "classify": transformers.AutoModelForSequenceClassification,
     "several": transformers.AutoModelForSequenceClassification,
+    "tags": transformers.AutoModelForTokenClassification,
 }
 Trained = Callable[..., Path]
 
@@ -69,6 +70,10 @@ def test_transformers_gives_our_logits(kind: str, method: tuple, trained: Traine
         names = loaded.labels
         assert model.config.id2label == dict(enumerate(names)) and len(names) == 2
         assert model.config.problem_type == about["problem"]
+    if kind == "tags":
+        assert model.config.id2label == dict(enumerate(loaded.labels)) and len(loaded.labels) == 5
+        assert model.config.problem_type is None and about["task"] == "tag"
+        assert "pipeline_tag: token-classification\n" in (GIVEN / "README.md").read_text("utf-8")
 
 def test_its_tokenizer_and_its_greedy_answers_are_those_of_transformers(trained: Trained) -> None:
     bundle(trained("sft"), GIVEN)
@@ -87,7 +92,7 @@ def test_its_tokenizer_and_its_greedy_answers_are_those_of_transformers(trained:
         (ours,) = continued(loaded.model, own, [probe["ids"]], 16)
         assert found[0, len(probe["ids"]) :].tolist() == ours
 
-@pytest.mark.parametrize("kind", ["sft", "classify"])
+@pytest.mark.parametrize("kind", ["sft", "classify", "tags"])
 def test_an_adapter_is_kept_apart(kind: str, trained: Trained) -> None:
     run = trained(kind, *LORA)
     bundle(run, GIVEN, keep_adapter=True)
@@ -95,7 +100,7 @@ def test_an_adapter_is_kept_apart(kind: str, trained: Trained) -> None:
     assert len(lora.lora_layers(ours)) == 12 + 2 * (kind == "sft")
     base = AUTO[kind].from_pretrained(GIVEN)
     before = [theirs(base, probe["ids"]) for probe in golden(GIVEN)]
-    if kind == "classify":  # which the base never had
+    if kind != "sft":  # which the base never had
         assert torch.equal(base.classifier.weight, ours.head.classifier.weight)
     model = peft.PeftModel.from_pretrained(base, GIVEN / "adapter")
     for probe, start in zip(golden(GIVEN), before, strict=True):
@@ -175,7 +180,7 @@ def test_one_flipped_byte_is_named(kind: str, trained: Trained) -> None:
     (GIVEN / "model.safetensors.index.json").rename(GIVEN / ".gitattributes")
     open_bundle(GIVEN)
 
-@pytest.mark.parametrize("kind", ["sft", "classify", "several", "scored", "masked"])
+@pytest.mark.parametrize("kind", ["sft", "classify", "several", "scored", "tags", "masked"])
 def test_the_golden_test_sees_a_changed_weight(kind: str, trained: Trained) -> None:
     bundle(trained(kind), GIVEN)
     loaded, tokenizer, about = open_bundle(GIVEN)

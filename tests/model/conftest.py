@@ -1,6 +1,6 @@
 """Tiny random models of transformers, saved to folders, as the oracle of ours.
 
-A kind is `variant-task`: a variant of a family, and trunk, classify, mlm, mlm_untied, tied or
+A kind is `variant-task`: a variant of a family, and trunk, classify, tag, mlm, mlm_untied, tied or
 untied (the last two with a head for the next token).
 """
 
@@ -68,7 +68,8 @@ VARIANTS = DECODERS | ENCODERS
 LABELS = {0: "bad", 1: "fair", 2: "good"}
 KINDS = [
     *(f"{name}-{task}" for name in DECODERS for task in ("tied", "untied", "trunk", "classify")),
-    *(f"{name}-{task}" for name in ENCODERS for task in ("trunk", "classify", "mlm")),
+    *(f"{name}-{task}" for name in ENCODERS for task in ("trunk", "classify", "tag", "mlm")),
+    *(f"{name}-tag" for name in DECODERS if name != "gemma3"),
     *(f"{name}-mlm_untied" for name in ("distilbert", "modernbert")),
 ]
 AUTO = {
@@ -76,6 +77,7 @@ AUTO = {
     "lm": "AutoModelForCausalLM",
     "mlm": "AutoModelForMaskedLM",
     "classify": "AutoModelForSequenceClassification",
+    "tag": "AutoModelForTokenClassification",
 }
 
 def _task(kind: str) -> str:
@@ -88,7 +90,7 @@ def _build(kind: str) -> torch.nn.Module:
     variant, task = kind.split("-")
     model_type, own = VARIANTS[variant]
     settings = SHARED | own
-    if task == "classify":
+    if task in ("classify", "tag"):
         settings |= {"id2label": LABELS, "label2id": {v: k for k, v in LABELS.items()}}
     if variant in DECODERS or task.endswith("untied"):
         settings |= {"tie_word_embeddings": task == "tied"}

@@ -87,6 +87,28 @@ def test_the_head_of_a_masked_lm_is_not_needed(variant, head, new, hf) -> None:
     assert set(held) <= set(trunk.accounting.ignored) and not trunk.accounting.new
     assert same(trunk.model.trunk, loaded.model.trunk)
 
+@pytest.mark.parametrize("kind", ["bert-mlm", "roberta-mlm", "distilbert-mlm", "modernbert-mlm",
+                                  "qwen3-tied", "gpt2-tied", "neox-untied", "gemma2-tied"])
+def test_any_checkpoint_becomes_a_tagger_with_a_new_classifier(kind, hf, tmp_path) -> None:
+    """Which has a bias in every family; nothing that pools a document is part of it."""
+    folder = hf(kind)[1]
+    options = {"task": "tag", "dtype": torch.float32, "labels": TWO}
+    loaded = load_model(folder, generator=generator(), **options)
+    assert sorted(loaded.accounting.new) == ["head.classifier.bias", "head.classifier.weight"]
+    assert loaded.model.head.classifier.weight.shape == (2, 32)
+    own = {name.partition(".")[0] for name, _ in loaded.model.head.named_parameters()}
+    transform = {"transform", "transform_norm"} if kind == "modernbert-mlm" else set()
+    assert own == {"classifier"} | transform
+    with pytest.raises(ModelError, match="missing: (classifier|score).weight, "):
+        load_model(folder, **options)
+    save_model(loaded, tmp_path, problem="token_classification")
+    assert "problem_type" not in json.loads((tmp_path / CONFIG).read_text())
+    assert load_model(tmp_path, task="tag", dtype=torch.float32).labels == TWO
+
+def test_a_family_without_a_tagger_says_so(hf) -> None:
+    with pytest.raises(ModelError, match="task 'tag' is none of lm, classify, trunk"):
+        load_model(hf("gemma3-tied")[1], task="tag", dtype=torch.float32, labels=TWO)
+
 @pytest.mark.parametrize("kind", ["bert-trunk", "bert-classify", "roberta-classify"])
 def test_another_checkpoint_becomes_a_masked_lm(kind, hf) -> None:
     """The head's own parts are drawn; its matrix is that of the embeddings, as they were."""
@@ -236,7 +258,7 @@ def test_config_keeps_unknown_keys_and_has_one_dtype(hf, tmp_path) -> None:
         ('{"model_type": "mamba"}', "model_type is 'mamba'; this code knows bert, "),
         ('{"model_type": ["bert"]}', "model_type is .'bert'.; this code knows bert, "),
         ('{"model_type": "qwen3"}', "config.json: vocab_size = None: must be an integer"),
-        ('{"model_type": "bert"}', "task 'lm' is none of mlm, classify, trunk"),
+        ('{"model_type": "bert"}', "task 'lm' is none of mlm, classify, tag, trunk"),
     ],
 )
 def test_refuses_a_config(text, message, tmp_path) -> None:

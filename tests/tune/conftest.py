@@ -46,8 +46,8 @@ LOSSES = {
 def tiny_model() -> Callable[..., Model]:
     """(family, dtype, dropout) -> a random model of that family, with its head, in train mode.
 
-    "masked" is the BERT with a head for each token, "reward" with one of one score; "dpo" is the
-    Qwen3.
+    "tag" and "masked" are the BERT with a head for each token, "reward" with one of one score;
+    "dpo" is the Qwen3.
     """
 
     def make(
@@ -57,7 +57,7 @@ def tiny_model() -> Callable[..., Model]:
         dropout: float = 0.0,
         num_labels: int = 3,
     ) -> Model:
-        task = {"qwen3": "lm", "dpo": "lm", "masked": "mlm"}.get(family, "classify")
+        task = {"qwen3": "lm", "dpo": "lm", "tag": "tag", "masked": "mlm"}.get(family, "classify")
         spec = replace(QWEN3 if task == "lm" else BERT, dropout=dropout)
         model = Model(spec, task, 1 if family == "reward" else num_labels)
         model.init_weights(generator(0, 99))
@@ -89,7 +89,8 @@ def rows() -> Callable[..., list[Encoded]]:
                 continue
             weights_T = random.integers(0, 4, length).astype(np.float32) * (index % 3 + 0.25)
             weights_T[0], weights_T[-1] = 1.0, 0.0
-            made.append(Encoded(f"row-{index}", tokens_T, np.roll(tokens_T, -1), weights_T))
+            labels_T = tokens_T % 3 if family == "tag" else np.roll(tokens_T, -1)
+            made.append(Encoded(f"row-{index}", tokens_T, labels_T, weights_T))
         return made
 
     return make

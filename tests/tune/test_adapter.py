@@ -32,14 +32,19 @@ DOCS = ([3, 11, 7, 42, 5], [8, 1, 30])
 UP_PROJ = "base_model.model.model.layers.1.mlp.up_proj"
 
 def make_hf(kind: str = "lm") -> transformers.PreTrainedModel:
-    """A tiny random transformers model: lm, tied (an lm with tied embeddings), qwen3 or bert."""
+    """A tiny random transformers model: lm, tied (an lm with tied embeddings), and of documents
+    or tokens the classifiers qwen3, bert, qwen3-tag and bert-tag."""
     torch.manual_seed(0)
-    if kind == "bert":
+    if kind.startswith("bert"):
         settings = transformers.BertConfig(**SIZES, max_position_embeddings=16, num_labels=3)
-        return transformers.BertForSequenceClassification(settings).eval()
+        auto = {"bert": transformers.BertForSequenceClassification,
+                "bert-tag": transformers.BertForTokenClassification}[kind]
+        return auto(settings).eval()
     settings = transformers.Qwen3Config(**QWEN3, tie_word_embeddings=kind == "tied", num_labels=3)
     if kind == "qwen3":
         return transformers.Qwen3ForSequenceClassification(settings).eval()
+    if kind == "qwen3-tag":
+        return transformers.Qwen3ForTokenClassification(settings).eval()
     return transformers.Qwen3ForCausalLM(settings).eval()
 
 def family_of(hf: transformers.PreTrainedModel) -> Family:
@@ -48,7 +53,8 @@ def family_of(hf: transformers.PreTrainedModel) -> Family:
 def ours(hf: transformers.PreTrainedModel) -> Model:
     """The same model, written here."""
     family = family_of(hf)
-    task = "lm" if hasattr(hf, "lm_head") else "classify"
+    is_tagger = type(hf).__name__.endswith("ForTokenClassification")
+    task = "lm" if hasattr(hf, "lm_head") else "tag" if is_tagger else "classify"
     model = Model(family.to_spec(hf.config.to_dict()), task, num_labels=3).eval()
     with torch.no_grad():
         for name, tensor in hf.state_dict().items():
@@ -62,7 +68,7 @@ def logits(model: Model) -> Tensor:
     positions_N = torch.cat([torch.arange(len(ids)) for ids in DOCS])
     tokens_N = torch.cat([torch.tensor(ids) for ids in DOCS])
     inputs = (tokens_N, positions_N, torch.zeros_like(tokens_N), docs)
-    if hasattr(model.head, "lm_head"):
+    if model.task != "classify":
         return model.head(model.trunk(*inputs))
     return model.head(model.trunk(*inputs, rows_M=model.head.rows(docs)), docs)
 
@@ -132,6 +138,8 @@ def assert_comes_back(
         ("tied", {"extra_modules": ("embed_tokens",)}),
         ("qwen3", {"extra_modules": ("head",)}),
         ("bert", {"extra_modules": ("head",)}),
+        ("qwen3-tag", {"extra_modules": ("head",)}),
+        ("bert-tag", {"extra_modules": ("head",)}),
     ],
 )
 def test_ours_in_peft_and_back(tmp_path: Path, kind: str, changes: dict) -> None:
@@ -150,6 +158,8 @@ def test_ours_in_peft_and_back(tmp_path: Path, kind: str, changes: dict) -> None
         ("lm", {"modules_to_save": ["embed_tokens", "norm"], "init_lora_weights": "gaussian"}),
         ("qwen3", {"task_type": "SEQ_CLS"}),
         ("bert", {"task_type": "SEQ_CLS", "target_modules": ["query", "value"]}),
+        ("qwen3-tag", {"task_type": "TOKEN_CLS", "target_modules": ["q_proj", "down_proj"]}),
+        ("bert-tag", {"task_type": "TOKEN_CLS", "target_modules": ["query", "value"]}),
     ],
 )
 def test_theirs_in_ours(tmp_path: Path, kind: str, changes: dict) -> None:

@@ -19,7 +19,8 @@ from ftcore.tune.adapter import load_artifact, save_artifact
 from ftcore.tune.task import TASKS, choose_trainable
 
 LABELS = ("bad", "gr\u00fcn", "good")
-FAMILIES = {"qwen3": ("sft", None), "bert": ("classify", LABELS)}
+FAMILIES = {"qwen3": ("sft", None), "bert": ("classify", LABELS), "tag": ("tag", LABELS)}
+PEFT_NAMES = {"sft": "CAUSAL_LM", "classify": "SEQ_CLS", "tag": "TOKEN_CLS"}
 
 @pytest.fixture
 def base(tmp_path: Path, tiny_model: Callable) -> Callable[[str], Path]:
@@ -29,7 +30,7 @@ def base(tmp_path: Path, tiny_model: Callable) -> Callable[[str], Path]:
         folder = tmp_path / family
         folder.mkdir()
         _, labels = FAMILIES[family]
-        model, form = tiny_model(family), family_named(family)
+        model, form = tiny_model(family), family_named({"tag": "bert"}.get(family, family))
         save_model(LoadedModel(model, form, {}, Accounting(), folder, labels), folder)
         vocab = {f"w{n}": n for n in range(61)}
         fast = tokenizers.Tokenizer(models.WordLevel(vocab, unk_token="w0"))
@@ -74,7 +75,7 @@ def test_it_comes_back_with_the_same_scores(
     else:
         written = json.loads((path / "adapter_config.json").read_text())
         assert written["base_model_name_or_path"] == str(folder)
-        assert written["task_type"] == {"sft": "CAUSAL_LM", "classify": "SEQ_CLS"}[task]
+        assert written["task_type"] == PEFT_NAMES[task]
 
 def test_an_artifact_is_replaced_whole(base: Callable, tmp_path: Path) -> None:
     """A run that was killed while it wrote its model writes it again."""

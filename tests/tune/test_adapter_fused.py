@@ -99,6 +99,25 @@ def test_theirs_in_ours_and_back(name, targets, make, tmp_path) -> None:
     assert (moved - expected).abs().max() > 0.03
     torch.testing.assert_close(logits(model), moved, **CLOSE)
 
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "roberta"])
+def test_a_tagger_has_a_classifier_of_another_name(name: str, tmp_path: Path) -> None:
+    """Where the classifier of documents is `score`, or has parts, that of tokens does not."""
+    encoder = {"intermediate_size": 24, "type_vocab_size": 1, "pad_token_id": 2}
+    config = transformers.AutoConfig.for_model(
+        name, **SIZES, **OWN.get(name, encoder), num_labels=3, initializer_range=0.2)
+    torch.manual_seed(0)
+    hf = transformers.AutoModelForTokenClassification.from_config(config).eval()
+    hf.save_pretrained(tmp_path / "base")
+    (model, family, *_), (again, *_) = (
+        load_model(tmp_path / "base", task="tag", dtype=torch.float32) for _ in range(2))
+    apply_lora(model, PeftConfig(rank=3, alpha=4.0, extra_modules=("head",)),
+               generator=torch.Generator().manual_seed(1))
+    tune(model)
+    save_adapter(model, tmp_path / "adapter", family=family, base_path="base")
+    written = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
+    assert written["modules_to_save"] == ["classifier"] and written["task_type"] == "TOKEN_CLS"
+    assert_comes_back(hf, model, again, tmp_path / "adapter", family)
+
 def test_ranks_add_up_and_the_scale_stays(name, make, tmp_path) -> None:
     folder = save(make()[1], name, tmp_path / "adapter", targets=("*.[qkv]_proj",))
     config = json.loads((folder / "adapter_config.json").read_text())

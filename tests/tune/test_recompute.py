@@ -33,7 +33,7 @@ def gradients(model: Model, family: str, rows: list[Encoded]) -> tuple[dict[str,
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("peft", PEFT)
-@pytest.mark.parametrize("family", ["qwen3", "bert"])
+@pytest.mark.parametrize("family", ["qwen3", "bert", "tag"])
 def test_gradients_are_equal_to_the_bit(
     family: str, peft: str, dtype: torch.dtype, tiny_model: Callable[..., Model], rows: Callable
 ) -> None:

@@ -20,6 +20,7 @@ from tests.tune.conftest import QWEN3
 KINDS = {
     "next token": ("qwen3", token_labels, None),
     "hidden token": ("masked", token_labels, None),
+    "tags": ("tag", token_labels, None),
     "class": ("bert", classification, None),
     "several labels": ("bert", classification, lambda n: np.float32([n == 0, n < 2, n == 1])),
 }
@@ -137,9 +138,10 @@ def test_rows_of_weight_zero_never_reach_the_head(
         return h_MC.sum(), args[-1].sum()
 
     monkeypatch.setattr("kernels.cross_entropy.linear_cross_entropy", spy)
-    batch = collate(rows("qwen3", 5))
-    token_labels(tiny_model("qwen3"), batch)
-    assert seen == [int((batch.weights > 0).sum())] and seen[0] < batch.docs.num_tokens
+    for family in ("qwen3", "tag"):
+        batch = collate(rows(family, 5))
+        token_labels(tiny_model(family), batch)
+        assert seen.pop() == int((batch.weights > 0).sum()) < batch.docs.num_tokens and not seen
 
 def test_classification_is_weighted_cross_entropy(tiny_model: Callable, rows: Callable) -> None:
     model, batch = tiny_model("bert"), collate(rows("bert", 5))
@@ -176,6 +178,7 @@ def test_regression_is_weighted_squared_error(tiny_model: Callable, rows: Callab
 
 def test_each_task_has_the_head_that_its_loss_asserts(tiny_model: Callable, rows: Callable) -> None:
     for name, kind in TASKS.items():
-        family = {"lm": "qwen3", "mlm": "masked", "classify": "bert"}[kind.model_task]
+        families = {"lm": "qwen3", "mlm": "masked", "classify": "bert", "tag": "tag"}
+        family = families[kind.model_task]
         model = tiny_model(family, num_labels=1 if name == "regress" else 3)
         kind.loss(model, collate(rows(family, 2)))

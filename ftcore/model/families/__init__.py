@@ -177,13 +177,15 @@ class Family(NamedTuple):
 def matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
-def family_named(model_type: str, *, where: str = "config.json") -> Family:
-    """MODEL_TYPE.toml as a family. ModelError: it is not known here."""
+def family_named(model_type: str, task: str = "", *, where: str = "config.json") -> Family:
+    """MODEL_TYPE.toml as a family, with the head of a task. ModelError: it is not known here."""
     if model_type not in NAMES:
         what = f"{where}: model_type is {model_type!r}; this code knows {', '.join(NAMES)}"
         raise ModelError(f"{what}. Convert it to one of these, or add it to ftcore/model/families.")
     tables = _tables(model_type)
     trunk, head, keys, rules = (tables.pop(p, {}) for p in ("trunk", "head", "keys", "rules"))
+    tagger = tables.pop("tagger", head["classifier"])
+    head |= {"classifier": tagger} if task == "tag" else {}
     names = {f"trunk.{ours}": (tables["trunk_prefix"] + hf, hf) for ours, hf in trunk.items()}
     names |= {f"head.{n}": (hf,) if isinstance(hf, str) else tuple(hf) for n, hf in head.items()}
     tables["fixed"] |= dict.fromkeys(tables.pop("unset", ()))
