@@ -150,8 +150,7 @@ def _held_or_listed(model: nn.Module, family: Family, options: dict,
         path, is_owner = f".{module}", module in owners
         is_held = f"{module}.lora_A" in owners or f"{module}.lora_B" in owners
         is_listed = not is_owner and any(path.endswith(f".{target}") for target in targets)
-        are_linear = all(isinstance(plain[part], nn.Linear) for part in parts)
-        if are_linear and (is_held or is_listed):
+        if (is_held or is_listed) and all(isinstance(plain[p], nn.Linear) for p in parts):
             layers[module] = parts
         elif is_owner or any(f".{m}." in f"{path}." for m in saved):
             extra[module] = parts

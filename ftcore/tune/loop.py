@@ -32,13 +32,12 @@ from ftcore.tune.workers import Workers
 from kernels import graph, memory
 
 MAX_FAILED_SAVES = 3
-WATCHED = "eval/loss"  # lower is better; its best checkpoint is kept and ends the run
 
 @dataclass
 class Progress:
     """What a run must remember beside its tensors; saved as JSON in every checkpoint."""
     step: int = 0  # optimiser steps done
-    best: float = math.inf  # best value of the watched metric so far, with the step that gave it
+    best: float = math.inf  # dev loss so far, or -F1 of tags, with the step that gave it
     best_step: int = 0
     evals_since_best: int = 0  # evaluations since then, for early stopping
     skipped_steps: int = 0  # steps that were not applied
@@ -202,7 +201,9 @@ class Loop:
         self.run.log(step, values)
         tqdm.write(f"step {step}: " + "  ".join(f"{k} {v:.4f}" for k, v in values.items()))
         progress.evals_since_best += 1
-        if is_best := (value := float(values[WATCHED])) < progress.best:
+        # F1 of entities still rises when the loss, of errors made with confidence, does too
+        value = float(-values["eval/f1"] if "eval/f1" in values else values["eval/loss"])
+        if is_best := value < progress.best:
             progress.best, progress.best_step, progress.evals_since_best = value, step, 0
         return is_best
 

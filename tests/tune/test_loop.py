@@ -166,6 +166,12 @@ def test_patience_ends_a_run_and_the_best_weights_come_back(
     loop.restore_best()
     assert all(torch.equal(p, best.tensors["master"][n]) for n, p in loop.model.named_parameters())
 
+def test_of_tags_the_best_f1_is_kept(make_loop: Callable[..., Loop]) -> None:
+    said = iter([(0.2, 1.0), (0.7, 3.0), (0.6, 0.5)])
+    evaluate = lambda: dict(zip(("eval/f1", "eval/loss"), next(said), strict=True))  # noqa: E731
+    loop = make_loop("tags", evaluate=evaluate, eval_every=2, max_steps=6)
+    assert loop.train() == 0 and (loop.progress.best, loop.progress.best_step) == (-0.7, 4)
+
 def test_an_evaluation_that_betters_the_best_restores_patience(
     make_loop: Callable[..., Loop], falling: Callable
 ) -> None:
