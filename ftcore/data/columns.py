@@ -90,12 +90,12 @@ def names_of(example: Text) -> tuple[str, ...]:
 
 def indices(labels: Mapping[str, int], example: Text) -> list[int]:
     """Class index of each label; DataError if the training data had no such one."""
-    for name in (names := names_of(example)):
-        if name not in labels:
-            what = f"{place(example)}: label {name!r} is not among the {len(labels)} labels of the"
-            mend = "correct the row, or add training rows with it"
-            raise DataError(f"{what} training data{nearest(name, list(labels))}; {mend}")
-    return [labels[name] for name in names]
+    try:
+        return [labels[name] for name in names_of(example)]
+    except KeyError as error:
+        what = f"{place(example)}: label {error} is not among the {len(labels)} labels of the"
+        mend = "correct the row, or add training rows with it"
+        raise DataError(f"{what} training data{nearest(*error.args, [*labels])}; {mend}") from None
 
 def label_map(examples: Sequence[Text], *, are_tags: bool = False) -> tuple[str, ...]:
     """All labels of the training data, sorted, as numbers if all are; of a type that only begins or

@@ -11,7 +11,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from functools import partial
-from itertools import compress
+from itertools import compress, filterfalse
 from pathlib import Path
 from typing import Literal
 import numpy as np
@@ -91,15 +91,15 @@ def tidy(config: DataConfig, part: Rows, split: str, notes: Notes) -> None:
     """Texts in one normal form, the same in every split; the notes count what was found."""
     found, lost, lost_in = Counter(), [], PATTERNS["mojibake"].findall
     normal = partial(normalised, form=config.unicode, unescape=config.unescape)
+    holds_some = any if isinstance(config, configs.TaggedDataConfig) else all
     for index, example in enumerate(part.examples):
         before = example.texts
         after = before if config.unicode == "off" else tuple(map(normal, before))
-        found["mojibake"] += sum(len(lost_in(text)) for text in after if not text.isascii())
+        found["mojibake"] += sum(map(len, map(lost_in, filterfalse(str.isascii, after))))
         if after != before:
             found["texts changed"] += 1
             part.examples[index] = example = example.with_texts(after)
-        kept = any if isinstance(config, configs.TaggedDataConfig) else all
-        if not isinstance(example, Chat) and not kept(after):
+        if not holds_some(after) and not isinstance(example, Chat):
             lost.append(left_out(example, "empty, once it is normalised", "filter"))
     notes.setdefault("found", {})[split] = {name: n for name, n in found.items() if n}
     part.drop(lost)
