@@ -132,7 +132,7 @@ def plain(row: Row, config: configs.TextDataConfig) -> Text:
 
 def labelled(row: Row, config: configs.LabelledDataConfig | configs.ScoredDataConfig) -> Text:
     """A text or pair with its label or score, or with a separator any number of labels."""
-    texts = tuple(text_of(row, column) for column in (config.text, config.pair) if column)
+    texts = text_of(row, config.text), *([text_of(row, config.pair)] if config.pair else ())
     column, is_scored = config.label, isinstance(config, configs.ScoredDataConfig)
     separator = "" if is_scored else config.label_separator
     value = row.fields.get(column)

@@ -162,7 +162,7 @@ def _fields(record: Record, file: str, names: Sequence[str], *, is_open: bool) -
         if len(value) < len(names) or surplus and not is_open:
             what = f"{len(value)} cells for the columns {', '.join(names)}: {raw[:80]!r}"
             raise DataError(f"{where}: {what}; mend it, or name them with data.columns")
-        return dict(zip(names, value, strict=False)) | ({EXTRA: surplus} if surplus else {})
+        return dict(zip(names, value, strict=False), **({EXTRA: surplus} if surplus else {}))
     if not isinstance(value, dict):
         what = f"a record must be a JSON object, this is {type(value).__name__}: {raw[:80]!r}"
         raise DataError(f"{where}: {what}; name the cells of a list with data.columns")
