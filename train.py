@@ -82,7 +82,7 @@ def run(command: Command) -> int:
     model.compute_in(products)
     if config.peft.method == "lora":
         named_parts(model, loaded.family)  # else the adapter could not be saved in the end
-    check_lengths(model.spec, data)
+    check_lengths(model.spec, data, command.task)
     model.trunk.recompute = config.env.recompute
     loss = kind.loss if command.only == "--dry-run" else None
     memory_bytes, plan = planned(config, model, data.train.documents, loss)
@@ -169,16 +169,17 @@ def tune(command: Command, run: "RunFolder", data: "Prepared", loaded: "LoadedMo
     print(report.json_line(summary))
     return 0
 
-def check_lengths(spec: "ModelSpec", data: "Prepared") -> None:
+def check_lengths(spec: "ModelSpec", data: "Prepared", task: str) -> None:
     """Raise DataError where a document is longer than the model's learned positions reach."""
     from ftcore.data.pack import apart, is_pair
 
     for name, split in data.splits() if spec.position == "learned" else ():
         longest = max(apart(split.documents), key=len)
         if len(longest) > (most := spec.max_positions):
-            side = "cut_left" if is_pair(split.documents[0]) else "cut_right"
+            side = "cut_left (or drop)" if is_pair(split.documents[0]) else "cut_right (or drop)"
+            side = "drop" if task == "tag" else side
             what = f"{name}: row {longest.row_id} has {len(longest)} tokens, the model takes {most}"
-            raise DataError(f"{what}: --data.max-length {most} --data.over-length {side} (or drop)")
+            raise DataError(f"{what}: --data.max-length {most} --data.over-length {side}")
 
 def main(argv: list[str]) -> int:
     """Parse, run, and turn what a user can mend into one message."""

@@ -82,7 +82,7 @@ class Chat:
 
 Example = Text | Chat
 Source = Row | Rejected | Example
-ROLES = get_args(Role)
+ROLES, MARKS = get_args(Role), str.maketrans("SUEL", "BBII")  # MARKS: of single, end, last words
 UNSUPPORTED = ("tool_calls", "function_call", "reasoning_content", "thinking", "reasoning")
 
 def names_of(example: Text) -> tuple[str, ...]:
@@ -166,7 +166,8 @@ def tagged(row: Row, config: configs.TaggedDataConfig) -> Text:
     return Text(row.id, tuple(words), to_bio(tags), row.file, row.line)
 
 def to_bio(tags: Sequence[str]) -> tuple[str, ...]:
-    """IOB1 (B- only parts neighbours of one type) as BIO (B- begins every entity); others stay."""
+    """IOB1 (B- parts neighbours of a type), BIOES and BILOU as BIO (B- begins all); others stay."""
+    tags = [tag[0].translate(MARKS) + tag[1:] if tag[1:2] == "-" else tag for tag in tags]
     return tuple("B" + tag[1:] if tag[:2] == "I-" and last[1:] != tag[1:] else tag
                  for last, tag in pairwise(["O", *tags]))
 

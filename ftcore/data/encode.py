@@ -149,9 +149,9 @@ def _tagged(split: Split, examples: Sequence[Text], tokenizer: Tokenizer, config
         labels_T = np.full(len(ids_T), IGNORED, dtype=np.int32)
         labels_T[own_O[first_W]] = np.array(columns.indices(labels, example))[told_W]
         weights_T = (labels_T != IGNORED).astype(np.float32)
-        admit(split, example, Encoded(example.id, ids_T, labels_T, weights_T), config)
-        for word in np.delete(np.array(example.texts, dtype=object), told_W):
-            split.cut.append(columns.left_out(example, "a word gives no token", detail=repr(word)))
+        if admit(split, example, Encoded(example.id, ids_T, labels_T, weights_T), config):
+            split.cut += [columns.left_out(example, "a word gives no token", detail=repr(word))
+                          for word in np.delete(np.array(example.texts, dtype=object), told_W)]
 
 def _pairs(split: Split, chats: Sequence[Chat], tokenizer: Tokenizer,
            config: configs.PairsDataConfig) -> None:

@@ -23,8 +23,8 @@ class Encoded:
     """One document, which nobody changes."""
     row_id: str  # id of the source row
     tokens_T: np.ndarray  # int32 ids
-    # token tasks: int32 (T,), the id that position t is to predict (token t + 1); document tasks:
-    # class index, or score, or float32 (K,), 1 for each class it has; pairs: see `pair`
+    # token tasks: int32 (T,), what position t is to tell: token t + 1, one that is hidden, its tag;
+    # others: class index, or score, or float32 (K,), 1 for each class it has; pairs: see `pair`
     labels: np.ndarray | int | float
     weights: np.ndarray | float = 1.0  # token tasks: float32 (T,), 0 = not scored; others: float
     types_T: np.ndarray | None = None  # int32 segment of each token, None for all zero

@@ -91,7 +91,8 @@ def tidy(config: DataConfig, part: Rows, split: str, notes: Notes) -> None:
     """Texts in one normal form, the same in every split; the notes count what was found."""
     found, lost, lost_in = Counter(), [], PATTERNS["mojibake"].findall
     normal = partial(normalised, form=config.unicode, unescape=config.unescape)
-    holds_some = any if isinstance(config, configs.TaggedDataConfig) else all
+    if isinstance(config, configs.TaggedDataConfig):  # a word of which nothing is left stays
+        normal = partial(lambda plain, word: plain(word) or word, normal)
     for index, example in enumerate(part.examples):
         before = example.texts
         after = before if config.unicode == "off" else tuple(map(normal, before))
@@ -99,7 +100,7 @@ def tidy(config: DataConfig, part: Rows, split: str, notes: Notes) -> None:
         if after != before:
             found["texts changed"] += 1
             part.examples[index] = example = example.with_texts(after)
-        if not holds_some(after) and not isinstance(example, Chat):
+        if not all(after) and not isinstance(example, Chat):
             lost.append(left_out(example, "empty, once it is normalised", "filter"))
     notes.setdefault("found", {})[split] = {name: n for name, n in found.items() if n}
     part.drop(lost)

@@ -134,10 +134,10 @@ def evaluate_tags(model: heads.Model, split: Split, max_tokens: int, labels: Nam
     totals_B3K = np.array([metrics.entity_totals(*row, types) for row in zip(*sides, strict=True)])
     nll_B, right_B = (np.add.reduceat(x_M, starts_B) for x_M in (nll_M, target_M == predicted_M))
 
-    def figures(rows_M: np.ndarray) -> metrics.Metrics:
-        loss, right, words = (np.array(x_B)[rows_M].sum() for x_B in (nll_B, right_B, counts_B))
-        return {"loss": float(loss / words), "accuracy": float(right / words),
-                **metrics.entity_figures(totals_B3K[rows_M].sum(0))}
+    def figures(rows_R: np.ndarray) -> metrics.Metrics:
+        loss, right, words = (np.array(x_B)[rows_R].sum() for x_B in (nll_B, right_B, counts_B))
+        told = metrics.entity_figures(totals_B3K[rows_R].sum(0)) if types else {}
+        return {"loss": float(loss / words), "accuracy": float(right / words), **told}
 
     tags, predicted = ([row.tolist() for row in side] for side in sides)
     return Judged(ids_of(split), figures, {"tags": tags, "predicted": predicted},

@@ -31,11 +31,10 @@ class Head(nn.Module):
     def __init__(self, spec: ModelSpec, task: ModelTask, num_labels: int) -> None:
         super().__init__()
         C, self.is_classifier = spec.hidden_size, task in CLASSIFIERS
-        pooler = spec.pooler if self.is_classifier else "transform" if task == "mlm" else None
-        if task == "tag" and pooler != "transform":  # nothing is pooled
-            pooler = None
+        is_transform = task == "mlm" or self.is_classifier and spec.pooler == "transform"
+        pooler = spec.pooler if task == "classify" else "transform" if is_transform else None
         self.pooling, self.activation = spec.pooling, POOLERS.get(pooler)
-        dense, is_transform = partial(Linear, C, C, bias=spec.linear_bias), pooler == "transform"
+        dense = partial(Linear, C, C, bias=spec.linear_bias)
         self.pooler = dense() if pooler and not is_transform else None
         self.transform = dense() if is_transform else None
         self.transform_norm = Norm(spec) if is_transform else nn.Identity()

@@ -116,9 +116,8 @@ class Norm(Layer):
     def forward(self, x_NC: Tensor, **more: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         if not self.is_rms:
             return layer_norm(x_NC, self.weight, self.bias, eps=self.eps, impl=self.impl, **more)
-        op = norm_rope if "cos_sin_2NE" in more else rms_norm
         more |= {"eps": self.eps, "offset": self.offset, "impl": self.impl}
-        return op(x_NC, self.weight, **more)
+        return (norm_rope if "cos_sin_2NE" in more else rms_norm)(x_NC, self.weight, **more)
 
 class Attention(Layer):
     """Grouped-query self-attention over the stream's documents, in layer `index` of the model."""

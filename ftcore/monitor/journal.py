@@ -82,7 +82,7 @@ def read_reference(folder: Path) -> list[answers.Record]:
     """Of a run or bundle. Raises ModelError: it has none; DataError: a line of it is damaged."""
     if not (found := read_metrics(folder / answers.REFERENCE)):
         what = f"{folder}: has no {answers.REFERENCE}, which training makes of dev rows"
-        raise ModelError(f"{what}: train with --data.dev FILE or --data.holdout N, and bundle anew")
+        raise ModelError(f"{what} of classes or answers: train with --data.dev, and bundle anew")
     return found
 
 @torch.inference_mode()

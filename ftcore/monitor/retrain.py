@@ -10,6 +10,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -193,13 +194,13 @@ def said(command: str) -> Line:
     return json.loads(line)
 
 def gate(folder: Path, /) -> Line:
-    """The verdict of a plan once more, from the figures that it notes. CheckpointError: there is
-    none, or it does not follow from them."""
+    """The verdict again, from its figures. ModelError: there is none; CheckpointError: altered."""
     file = folder.resolve() / VERDICT
     verdict = read_object(file, advice=f": first python -m ftcore.monitor run {folder}")
-    if [*judge(verdict["inputs"])] != [verdict["answer"], verdict["reasons"]]:
-        raise CheckpointError(f"{file}: was altered, its figures say otherwise; restore it")
-    return verdict
+    with suppress(LookupError, TypeError, ValueError):
+        if [*judge(verdict["inputs"])] == [verdict["answer"], verdict["reasons"]]:
+            return verdict
+    raise CheckpointError(f"{file}: was altered, its figures say otherwise; judge again by `run`")
 
 def promote(link: Path, made: Path, /) -> str:
     """Let a run or bundle answer, or, of a plan's folder, what it has made, if that passed. Raises
@@ -210,7 +211,7 @@ def promote(link: Path, made: Path, /) -> str:
     if (verdict := gate(made))["answer"] != "pass":
         why = f"{verdict['answer']}, {'; '.join(verdict['reasons'])}"
         raise ConfigError(f"{made}: {why}; a run may be promoted by its own name all the same")
-    if (was := verdict["inputs"]["run"]) != str(now):
+    if (was := verdict["inputs"].get("run")) != str(now):
         raise ConfigError(f"{made}: was judged beside {was}, and {link} is {now}: plan again")
     return _point(link, now, "promote", made / made.name, verdict=verdict)
 

@@ -37,7 +37,7 @@ MAX_FAILED_SAVES = 3
 class Progress:
     """What a run must remember beside its tensors; saved as JSON in every checkpoint."""
     step: int = 0  # optimiser steps done
-    best: float = math.inf  # dev loss so far, or -F1 of tags, with the step that gave it
+    best: float = math.inf  # dev loss so far, or -F1 of entities, with the step that gave it
     best_step: int = 0
     evals_since_best: int = 0  # evaluations since then, for early stopping
     skipped_steps: int = 0  # steps that were not applied
@@ -202,7 +202,7 @@ class Loop:
         tqdm.write(f"step {step}: " + "  ".join(f"{k} {v:.4f}" for k, v in values.items()))
         progress.evals_since_best += 1
         # F1 of entities still rises when the loss, of errors made with confidence, does too
-        value = float(-values["eval/f1"] if "eval/f1" in values else values["eval/loss"])
+        value = float(-values.get("eval/f1", 0) or values["eval/loss"])
         if is_best := value < progress.best:
             progress.best, progress.best_step, progress.evals_since_best = value, step, 0
         return is_best

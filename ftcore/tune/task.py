@@ -30,8 +30,8 @@ def hidden(model: Model, batch: Batch, rows_M: Tensor | None) -> Tensor:
     def attend(q_UHD: Tensor, k_UGD: Tensor, v_UGD: Tensor, _: Docs, **rule: float) -> Tensor:
         whole = (x.index_select(0, batch.node_N) for x in (q_UHD, k_UGD, v_UGD))
         o_NHD = attention(*whole, batch.docs, is_causal=True, **rule)
-        filling = q_UHD[len(batch.rows_U) :]  # of `Docs.num_rows`
-        return torch.cat([o_NHD.index_select(0, batch.rows_U), filling])
+        # behind them what fills up: `Docs.num_rows`
+        return torch.cat([o_NHD.index_select(0, batch.rows_U), q_UHD[len(batch.rows_U) :]])
 
     nodes_M = batch.node_N if rows_M is None else batch.node_N[rows_M]
     inputs = (x_N[batch.rows_U] for x_N in inputs)

@@ -164,6 +164,9 @@ def test_a_verdict_follows_from_its_figures(capsys: pytest.CaptureFixture[str]) 
     verdict = {"answer": answer, "reasons": reasons, "inputs": inputs}
     Path("two/verdict.json").write_text(json.dumps(verdict))
     assert main(["gate", "two"]) == 1 and capsys.readouterr().out.startswith("fail\n  x: 9 of ")
+    for odd in ({}, {"answer": "pass"}, verdict | {"inputs": {}}, verdict | {"inputs": [1]}):
+        Path("two/verdict.json").write_text(json.dumps(odd))
+        assert main(["gate", "two"]) == 2 and "was altered" in capsys.readouterr().err
     Path("two/verdict.json").write_text(json.dumps(verdict | {"answer": "pass"}))
     with pytest.raises(CheckpointError, match="two/verdict.json: was altered"):
         promote(LINK, Path("two"))

@@ -172,6 +172,12 @@ def test_of_tags_the_best_f1_is_kept(make_loop: Callable[..., Loop]) -> None:
     loop = make_loop("tags", evaluate=evaluate, eval_every=2, max_steps=6)
     assert loop.train() == 0 and (loop.progress.best, loop.progress.best_step) == (-0.7, 4)
 
+def test_while_no_entity_is_found_the_loss_decides(make_loop: Callable[..., Loop]) -> None:
+    loss = iter([3.0, 2.0, 2.5])
+    evaluate = lambda: {"eval/f1": 0.0, "eval/loss": next(loss)}  # noqa: E731
+    loop = make_loop("none", evaluate=evaluate, eval_every=2, max_steps=6)
+    assert loop.train() == 0 and (loop.progress.best, loop.progress.best_step) == (2.0, 4)
+
 def test_an_evaluation_that_betters_the_best_restores_patience(
     make_loop: Callable[..., Loop], falling: Callable
 ) -> None:

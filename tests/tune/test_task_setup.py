@@ -80,7 +80,9 @@ def test_a_document_beyond_the_learned_positions_is_refused(tiny_model: Callable
         row = Encoded("row-7", np.zeros(length, dtype=np.int32), 0)
         return Prepared(tests={"held": Split(num_rows=1, documents=[row])})
 
-    check_lengths(spec, data(8))
-    with pytest.raises(DataError, match="held: row row-7 has 9 tokens, .*--data.max-length 8"):
-        check_lengths(spec, data(9))
-    check_lengths(tiny_model("qwen3").spec, data(1000))  # rotary positions have no end
+    check_lengths(spec, data(8), "classify")
+    for task, mend in (("classify", r"cut_right \(or drop\)"), ("tag", "drop$")):
+        what = f"held: row row-7 has 9 tokens, .*--data.max-length 8 --data.over-length {mend}"
+        with pytest.raises(DataError, match=what):
+            check_lengths(spec, data(9), task)
+    check_lengths(tiny_model("qwen3").spec, data(1000), "sft")  # rotary positions have no end

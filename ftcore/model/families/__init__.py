@@ -202,9 +202,8 @@ def _tables(name: str) -> dict[str, Any]:
 
 def _parted(name: str) -> tuple[str, Callable[[str], str]]:
     """A name's module, with {i} for its layer; what puts layer and tensor into another module's."""
-    layer = "".join(LAYER.findall(name)[:1])
     module, tensor = TENSOR.fullmatch(LAYER.sub("{i}", name, count=1)).groups("")
-    return module, lambda other: other.replace("{i}", layer) + tensor
+    return module, lambda other: other.replace("{i}", "".join(LAYER.findall(name)[:1])) + tensor
 
 def _divided(key: str, total: int, by_key: str, by: int) -> int:
     if total % by:
