@@ -19,7 +19,6 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from ftcore.config import Recompute
 from ftcore.errors import ModelError
 from kernels.attention import attention
 from kernels.backend import Impl
@@ -209,7 +208,7 @@ class Transformer(Layer):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.spec, C = spec, spec.hidden_size
-        self.recompute: Recompute = "none"
+        self.recompute = "none"  # or others of config.Recompute, whose import would cost 0.1 s
         self.routes: dict[str, Tensor] | None = None  # rows of the stream by adapter: tune/lora.py
         self.embed_tokens = Embedding(spec.vocab_size, C)
         rows = spec.max_positions + spec.position_offset
