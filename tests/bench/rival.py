@@ -111,7 +111,7 @@ def ours(
     )
     reuse_across_steps()
     choose_trainable(loaded.model, config.peft, generator(seed, 2))
-    check_lengths(loaded.model.spec, data)
+    check_lengths(loaded.model.spec, data, command.task)
     loop = Loop(
         loaded.model,
         TASKS[command.task].loss,
