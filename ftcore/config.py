@@ -113,7 +113,7 @@ class ScoredDataConfig(TextsConfig):
     label: str = "score"  # column of the score
 
 class TaggedDataConfig(DataConfig):
-    """Sentences with one tag a word: O, B-TYPE and I-TYPE (BIO or IOB1), or tags of any kind."""
+    """Sentences with one tag a word: O, B-TYPE and I-TYPE (BIO, IOB1, BIOES, BILOU), or others."""
     tokens: str = "tokens"  # column of the words, a list; in CoNLL files the first one
     tags: str = "tags"  # column of their tags, a list; in CoNLL files the last one
     over_length: Literal["error", "drop"] = "error"  # of longer sentences

@@ -154,7 +154,7 @@ def labelled(row: Row, config: configs.LabelledDataConfig | configs.ScoredDataCo
     return Text(row.id, texts, value, row.file, row.line)
 
 def tagged(row: Row, config: configs.TaggedDataConfig) -> Text:
-    """A sentence from a list of words and one of as many tags; IOB1 becomes BIO."""
+    """A sentence from a list of words and one of as many tags, of entities as BIO."""
     words, tags = lists = [row.fields.get(column) for column in (config.tokens, config.tags)]
     if not all(isinstance(x, list) and all(isinstance(y, str) for y in x) for x in lists):
         raise wrong(row, f"columns {config.tokens!r} and {config.tags!r} must hold lists of texts")

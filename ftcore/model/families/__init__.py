@@ -4,6 +4,7 @@ Rotary angles and windows are read as newer files (rope_parameters, with one ent
 where these differ; layer_types) and older ones (rope_theta, rope_scaling; a period) write them."""
 
 import re
+import sys
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -22,7 +23,7 @@ Older = tuple[str, float]  # the key of older files for a number, and what it is
 LAYER = re.compile(r"(?<=\.)\d+(?=\.)")  # its number in a name
 TENSOR = re.compile(r"(.*?)(\.weight|\.bias)?", re.DOTALL)  # module, tensor of it
 RANGES = {bool: (False, True, "true or false"), int: (1, 10_000_000, "an integer in [1, 10000000]"),
-          float: (0, torch.finfo(torch.float64).max, "a finite number >= 0")}
+          float: (0, sys.float_info.max, "a finite number >= 0")}
 WINDOWED, FULL = "sliding_attention", "full_attention"
 PART = "partial_rotary_factor"
 
