@@ -1,8 +1,8 @@
 """Attention over a flat stream of documents: softmax(q k^T scale + mask) v inside each document.
 
 Letters: N tokens of the stream, H query heads, G key/value heads (H a multiple of G), D head width,
-B documents of a block, T their length, R = H / G query heads per key/value head, P = B G pairs of a
-document and a key/value head, Z = R T queries of a pair.
+B bins of a block, T their length, R = H / G query heads per key/value head, P = B G pairs of a bin
+and a key/value head, Z = R T queries of a pair, n rows of all blocks, by head.
 
 forward     s = scale q k^T, p = softmax(s) over the keys of the same document (causal: not later)
             o = p v
@@ -47,21 +47,6 @@ def attention_reference(q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, docs: Docs,
     scores_HNN = scores_HNN.masked_fill(~allowed_NN, float("-inf"))
     return torch.einsum("hnm,mhd->nhd", scores_HNN.softmax(-1), v_NHD)
 
-class _Reorder(torch.autograd.Function):
-    """Row order_N[i] of x becomes row i, or the inverse; each is the other's gradient, without the
-    sums of index_add."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, x_N: Tensor, order_N: Tensor, is_inverse: bool) -> Tensor:
-        ctx.save_for_backward(order_N)
-        ctx.is_inverse = is_inverse
-        return (torch.empty_like(x_N).index_copy_(0, order_N, x_N) if is_inverse else
-                x_N.index_select(0, order_N))
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, grad_N: Tensor) -> tuple[Tensor, None, None]:
-        return _Reorder.apply(grad_N, *ctx.saved_tensors, not ctx.is_inverse), None, None
-
 @dataclass(frozen=True)
 class Rule:
     """The settings of `attention`, `scale` resolved."""
@@ -71,105 +56,115 @@ class Rule:
     softcap: float | None
 
     def hidden(self, group: Group) -> Tensor | None:
-        """True where a query must not see a key, for (B or 1, 1, T or 1, T); None: it sees all."""
-        reach = group.length if self.window is None else min(self.window, group.length)
-        key = self.is_causal, reach
+        """True where a query must not see a key, for (B, 1, T, T); None: it sees all."""
+        length = group.doc_BT.shape[1]
+        key = self.is_causal, min(self.window or length, length)
         if key not in group.hidden:
-            group.hidden[key] = self._hidden(group, reach)
+            doc_BT, place_T = group.doc_BT, torch.arange(length, device=group.doc_BT.device)
+            back_TT = place_T[:, None] - place_T
+            # what comes later is as far from a causal query as what comes 2 length - 1 before it
+            far_TT = (back_TT % (2 * length) if self.is_causal else back_TT.abs()) >= key[1]
+            # numerics: what is filling sees filling, or its softmax over nothing would be NaN
+            hidden_BTT = (doc_BT[:, :, None] != doc_BT[:, None]) | far_TT
+            sees_all = group.is_whole and key == (False, length)
+            group.hidden[key] = None if sees_all else hidden_BTT[:, None]
         return group.hidden[key]
 
-    def _hidden(self, group: Group, reach: int) -> Tensor | None:
-        key_T, masks = torch.arange(group.length, device=group.slots.device), []
-        # causal: a document's keys come before its padding slots, which are hidden as later ones
-        if group.lengths_B is not None and not self.is_causal:
-            masks.append(key_T >= group.lengths_B[:, None, None, None])
-        if self.is_causal or reach < group.length:
-            query_11T1 = key_T[None, None, :, None]
-            far_11TT = key_T >= query_11T1 + (1 if self.is_causal else reach)
-            masks.append(far_11TT.logical_or_(key_T <= query_11T1 - reach))
-        if len(masks) < 2:
-            return masks[0] if masks else None
-        # numerics: a padding slot sees itself, or its softmax over nothing would be NaN
-        hidden_B1TT = masks[0] | masks[1]
-        hidden_B1TT.diagonal(dim1=2, dim2=3).fill_(False)
-        return hidden_B1TT
+class _Attend(torch.autograd.Function):
+    """All documents, block by block; the steps are those at the head of this file.
 
-class _AttendBlock(torch.autograd.Function):
-    """The documents of a group as one block; its steps are those at the head of this file.
-
-    The query heads of one key/value head are rows of one product. A place past a document's end
-    holds a copy of its first token: as a key it is hidden from the document, as a query its output
-    and the gradient of that are dropped. Rows past the last document are dropped as queries."""
+    The query heads of one key/value head are rows of one product. A place that is filling holds a
+    copy of its bin's first row: as a key it is hidden from documents, as a query it is dropped."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, group: Group,
+    def forward(ctx: FunctionCtx, q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, docs: Docs,
                 rule: Rule) -> Tensor:
-        B, T, G = group.num_docs, group.length, k_NGD.shape[1]
-        q_PZD, k_PTD, v_PTD = (_to_block(x_N, group, G) for x_N in (q_NHD, k_NGD, v_NGD))
-        scores_PZT = _scaled_bmm(q_PZD, k_PTD.transpose(1, 2), rule.scale)
-        slope_PZT = None
-        if rule.softcap is not None:
-            slope_PZT = (scores_PZT / rule.softcap).tanh_()
-            scores_PZT = slope_PZT * rule.softcap
-            slope_PZT = 1 - slope_PZT.square()
-        if (hidden := rule.hidden(group)) is not None:
-            scores_PZT.view(B, -1, T, T).masked_fill_(hidden, float("-inf"))
+        q_nD, k_nD, v_nD = blocks = [_to_blocks(x_N, docs) for x_N in (q_NHD, k_NGD, v_NGD)]
+        (N, H, _), G, saved = q_NHD.shape, k_NGD.shape[1], []
+        o_nD = q_nD.new_empty(len(q_nD) + 1, v_nD.shape[1])  # and a row of no document
         # cost: torch's bf16 softmax takes 2 to 3 times as long as the fp32 one and a cast
-        wide = torch.promote_types(q_NHD.dtype, torch.float32)
-        p_PZT = scores_PZT.softmax(-1, dtype=wide).to(q_NHD.dtype)
-        ctx.save_for_backward(q_PZD, k_PTD, v_PTD, p_PZT, slope_PZT)
-        ctx.group, ctx.rule = group, rule
-        return _to_stream(torch.bmm(p_PZT, v_PTD), group)
+        wide, is_asked = torch.promote_types(q_nD.dtype, torch.float32), any(ctx.needs_input_grad)
+        ctx.docs, ctx.rule, ctx.heads, ctx.long = docs, rule, (H, G), {}
+        for group in docs.walk[0]:
+            q_PZD, k_PTD, v_PTD, o_PZD = group.of((q_nD, k_nD, v_nD, o_nD), (H, G, G, H), G)
+            if len(group.doc_BT[0]) > LONG and rule.softcap is None and wide != q_nD.dtype:
+                ctx.long[group] = _attend_long(q_PZD, k_PTD, v_PTD, group, rule, is_asked)
+                o_PZD.copy_(ctx.long[group][0].view_as(o_PZD))
+                continue
+            slope_PZT, zero = None, q_nD.new_zeros(())
+            # cost: the product's code scales on the way, a pass over the result would not
+            scores_PZT = torch.baddbmm(zero, q_PZD, k_PTD.mT, beta=0, alpha=rule.scale)
+            if rule.softcap is not None:
+                slope_PZT = (scores_PZT / rule.softcap).tanh_()
+                scores_PZT = slope_PZT * rule.softcap
+                slope_PZT = 1 - slope_PZT.square()
+            if (hidden := rule.hidden(group)) is not None:
+                shape = len(hidden), -1, *hidden.shape[2:]
+                scores_PZT.view(shape).masked_fill_(hidden, float("-inf"))
+            p_PZT = scores_PZT.softmax(-1, dtype=wide).to(q_nD.dtype)
+            torch.bmm(p_PZT, v_PTD, out=o_PZD)
+            saved += p_PZT, slope_PZT
+        # a probability of zero keeps nothing that is not finite from its bin; a meter has no values
+        if type(o_nD) is Tensor and not docs.is_apart and not o_nD[:-1].sum().isfinite():
+            return _Attend.forward(ctx, q_NHD, k_NGD, v_NGD, docs.apart, rule)
+        ctx.save_for_backward(*blocks, *saved)
+        return _to_stream(o_nD, docs, H, N)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, do_NHD: Tensor) -> tuple[Tensor | None, ...]:
-        q_PZD, k_PTD, v_PTD, p_PZT, slope_PZT = ctx.saved_tensors
-        group, G = ctx.group, len(k_PTD) // ctx.group.num_docs
-        do_PZD = _to_block(do_NHD, group, G, is_gradient=True)
-        dv_PTD = torch.bmm(p_PZT.transpose(1, 2), do_PZD)
-        dp_PZT = torch.bmm(do_PZD, v_PTD.transpose(1, 2))
-        # cost: as in forward; below 32 keys torch's bf16 form takes 4 to 10 times as long
-        wide = torch.promote_types(p_PZT.dtype, torch.float32)
-        ds_PZT = torch._softmax_backward_data(dp_PZT.to(wide), p_PZT.to(wide), -1, wide)
-        ds_PZT = ds_PZT.to(p_PZT.dtype)
-        if slope_PZT is not None:
-            ds_PZT *= slope_PZT
-        dq_PZD = _scaled_bmm(ds_PZT, k_PTD, ctx.rule.scale)
-        dk_PTD = torch.bmm(ds_PZT.transpose(1, 2), q_PZD).mul_(ctx.rule.scale)
-        return *(_to_stream(x, group) for x in (dq_PZD, dk_PTD, dv_PTD)), None, None
+        q_nD, k_nD, v_nD, *saved = ctx.saved_tensors
+        docs, (N, H, D), G, saved = ctx.docs, do_NHD.shape, ctx.heads[1], iter(saved)
+        rows_n = docs.rows_of(H, N)[1][: docs.num_tokens * H]
+        do_nD = do_NHD.new_zeros(len(q_nD), D)  # of what is filling
+        do_nD.index_copy_(0, rows_n, do_NHD.reshape(-1, D)[: len(rows_n)])
+        grads = [x_nD.new_empty(len(x_nD) + 1, x_nD.shape[1]) for x_nD in (q_nD, k_nD, v_nD)]
+        for group in docs.walk[0]:
+            q_PZD, k_PTD, v_PTD, do_PZD, dq_PZD, dk_PTD, dv_PTD = group.of(
+                (q_nD, k_nD, v_nD, do_nD, *grads), (H, G, G, H, H, G, G), G)
+            if group in ctx.long:
+                o_BHTD, *leaves = ctx.long[group]
+                found = torch.autograd.grad(o_BHTD, leaves, do_PZD.view_as(o_BHTD))
+                for into, grad in zip((dq_PZD, dk_PTD, dv_PTD), found, strict=True):
+                    into.copy_(grad.reshape(into.shape))
+                continue
+            p_PZT, slope_PZT = next(saved), next(saved)
+            torch.bmm(p_PZT.mT, do_PZD, out=dv_PTD)
+            dp_PZT = torch.bmm(do_PZD, v_PTD.mT)
+            # cost: as in forward; below 32 keys torch's bf16 form takes 4 to 10 times as long
+            wide = torch.promote_types(p_PZT.dtype, torch.float32)
+            ds_PZT = torch._softmax_backward_data(dp_PZT.to(wide), p_PZT.to(wide), -1, wide)
+            ds_PZT = ds_PZT.to(p_PZT.dtype)
+            if slope_PZT is not None:
+                ds_PZT *= slope_PZT
+            # cost: one pass more, but this product's code is the one that made o
+            torch.bmm(ds_PZT, k_PTD, out=dq_PZD).mul_(ctx.rule.scale)
+            torch.bmm(ds_PZT.mT, q_PZD, out=dk_PTD).mul_(ctx.rule.scale)
+        return *map(_to_stream, grads, [docs] * 3, (H, G, G), [N] * 3), None, None
 
-def _scaled_bmm(a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """scale a b; cost: the product's code scales on the way, a pass over the result would not."""
-    return torch.baddbmm(a.new_zeros(()), a, b, beta=0, alpha=scale)
+def _to_blocks(x_NHD: Tensor, docs: Docs) -> Tensor:
+    """The rows of all blocks, (n, D)."""
+    N, H, D = x_NHD.shape
+    return x_NHD.reshape(-1, D).index_select(0, docs.rows_of(H, N)[0])
 
-def _to_block(x_NHD: Tensor, group: Group, G: int, *, is_gradient: bool = False) -> Tensor:
-    """The group's rows as (P, Z, D), R = 1 for keys and values; a gradient's filling is zero."""
-    B, T, (_, H, D) = group.num_docs, group.length, x_NHD.shape
-    block_rows, stream_rows = group.rows_of(H)
-    x_nD = x_NHD.reshape(-1, D)
-    if is_gradient and group.lengths_B is not None:
-        block_nD = x_NHD.new_zeros(B * H * T, D).index_copy_(0, stream_rows, x_nD)
-    else:
-        block_nD = x_nD.index_select(0, block_rows)
-    return block_nD.view(B * G, -1, D)
+def _to_stream(x_nD: Tensor, docs: Docs, H: int, N: int) -> Tensor:
+    """Undoes `_to_blocks`; what stands in the filling is dropped, rows past the documents are 0."""
+    x_nD[-1] = 0
+    return x_nD.index_select(0, docs.rows_of(H, N)[1]).view(N, H, -1)
 
-def _to_stream(x_PZD: Tensor, group: Group) -> Tensor:
-    """Undoes `_to_block`; what stands in the filling is dropped."""
-    D = x_PZD.shape[-1]
-    H = x_PZD.numel() // (group.num_docs * group.length * D)
-    return x_PZD.view(-1, D).index_select(0, group.rows_of(H)[1]).view(-1, H, D)
-
-def _attend_long(q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, group: Group, rule: Rule) -> Tensor:
-    """Documents of one length through torch's fused attention."""
-    blocks_BHTD = (x_N.view(group.num_docs, group.length, *x_N.shape[1:]).transpose(1, 2)
-                   for x_N in (q_NHD, k_NGD, v_NGD))
-    is_windowed = rule.window is not None and rule.window < group.length
-    o_BHTD = F.scaled_dot_product_attention(
-        *blocks_BHTD, attn_mask=~rule.hidden(group) if is_windowed else None,
-        is_causal=rule.is_causal and not is_windowed, scale=rule.scale,
-        enable_gqa=q_NHD.shape[1] != k_NGD.shape[1])
-    return o_BHTD.transpose(1, 2).flatten(0, 1)
+def _attend_long(q_PZD: Tensor, k_PTD: Tensor, v_PTD: Tensor, group: Group, rule: Rule,
+                 is_asked: bool) -> tuple[Tensor, ...]:
+    """A block through torch's fused attention: o, and what it is a function of."""
+    B, T = group.doc_BT.shape
+    is_masked = (rule.window or T) < T or not group.is_whole
+    with torch.set_grad_enabled(is_asked):
+        leaves = [x.view(B, -1, T, x.shape[-1]).detach().requires_grad_(is_asked)
+                  for x in (q_PZD, k_PTD, v_PTD)]
+        o_BHTD = F.scaled_dot_product_attention(
+            *leaves, attn_mask=~rule.hidden(group) if is_masked else None,
+            is_causal=rule.is_causal and not is_masked, scale=rule.scale,
+            enable_gqa=len(leaves[0][0]) != len(leaves[1][0]))
+    return o_BHTD, *leaves
 
 def attention(q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, docs: Docs, *, is_causal: bool,
               scale: float | None = None, window: int | None = None, softcap: float | None = None,
@@ -196,18 +191,4 @@ def attention(q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, docs: Docs, *, is_cau
     rule = Rule(is_causal, D**-0.5 if scale is None else scale, window, softcap)
     if kernels := kernels_of("attention", impl, q_NHD, fits=D <= MAX_HEAD_WIDTH):
         return kernels.Attention.apply(q_NHD, k_NGD, v_NGD, docs, rule)
-    streams, (groups, order_N) = (q_NHD, k_NGD, v_NGD), docs.walk
-    if order_N is not None:
-        order_N = torch.cat([order_N, torch.arange(docs.num_tokens, N, device=q_NHD.device)])
-        streams = tuple(_Reorder.apply(x_N, order_N, False) for x_N in streams)
-    # cost: split, not a slice for each group, whose gradient would be a zeroed stream of its own
-    sizes = [*(len(group.slots) for group in groups), N - docs.num_tokens]
-    parts = zip(*(x_N.split(sizes) for x_N in streams), strict=True)
-    outputs, suits_sdpa = [], softcap is None and q_NHD.dtype != torch.float32
-    for part, group in zip(parts, groups, strict=False):
-        attend = _attend_long if group.length > LONG and suits_sdpa else _AttendBlock.apply
-        outputs.append(attend(*part, group, rule))
-    if sizes[-1]:
-        outputs.append(q_NHD.new_zeros(sizes[-1], H, v_NGD.shape[-1]))
-    o_NHD = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-    return o_NHD if order_N is None else _Reorder.apply(o_NHD, order_N, True)
+    return _Attend.apply(q_NHD, k_NGD, v_NGD, docs, rule)

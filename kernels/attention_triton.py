@@ -304,7 +304,7 @@ class Attention(torch.autograd.Function):
                 rule: Rule) -> Tensor:
         (N, H, D), device = q_NHD.shape, q_NHD.device
         launch.check(device, (N, k_NGD.shape[1], D), q_NHD.dtype, k=k_NGD, v=v_NGD)
-        launch.check(device, (docs.num_docs + 1,), docs=docs.cu_seqlens_B1)
+        launch.check(device, (len(docs.lengths) + 1,), docs=docs.cu_seqlens_B1)
         for name in ("scale", "window", "softcap"):
             if (value := getattr(rule, name)) is not None and not value > 0:
                 raise ValueError(f"{name} = {value}: must be > 0")

@@ -4,21 +4,25 @@ A batch of B documents of lengths T_0 .. T_{B-1} is one stream of N = sum T_b to
 built once per batch and read by every attention call of every layer.
 
 The CPU path of attention wants few matrix products, little filling, and few shapes: oneDNN compiles
-the code of every shape of a product anew, for 0.3 to 0.6 ms and 0.7 MiB. So documents share blocks
-with others of about their length, and the length of a block is rounded up; so is the number of rows
-that a stream has in the layers' products (`rounded`)."""
+the code of every shape of a product anew, for 0.3 to 0.6 ms and 0.6 MiB. So documents lie in bins,
+one behind the other, and a mask parts them; bins of one width, of which there are few, are a block.
+The number of rows that a stream has in the layers' products is rounded up too (`rounded`)."""
 
-from collections.abc import Iterator, Sequence
+import math
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from itertools import accumulate, pairwise
+from itertools import accumulate
 import torch
 from torch import Tensor
 
 SHORT = 512  # tokens; documents are short below it on average, each token's own counted
-LONG = 512  # tokens; longer documents share a block with those of their very length alone
+LEAST = 32  # tokens of a bin; narrower ones cost more than the scores that they save
+LONG = 512  # tokens; the width of a bin that begins with a longer document is not rounded
 BLOCK_COST = 6144  # scores of a head that take as long as one more block
-BLOCK_SCORES = 2**16  # of a head, in a block of several documents: more would leave the cache
+STEPS = 4  # numbers of bins in every octave
+BLOCK_SCORES = 2**16  # of a head, in a block of several bins: more would leave the cache
 
 @cache
 def rounded(count: int, *, steps: int = 8, least: int = 8) -> int:
@@ -29,33 +33,24 @@ def rounded(count: int, *, steps: int = 8, least: int = 8) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Documents that the CPU path attends in one call, as a block of `num_docs` x `length`.
+    """A block of bins that the CPU path attends in one call.
 
-    num_docs    rows of the block, of which some may hold no document
-    slots       place in the block of each token (int64)
-    tokens      token of the group for each place (int64), the first one of its document, or of the
-                group, where the place is filling
-    lengths_B   document lengths (int64), 1 for no document, or None when all are `length` long
-    hidden      masks by the rule that attention formed them for; all layers share them
-    by_heads    what `rows_of` found, by number of heads; all layers share it"""
-    num_docs: int
-    length: int
-    slots: Tensor
-    tokens: Tensor
-    lengths_B: Tensor | None
+    first       its first place among those of all blocks
+    token_BT    row of the stream in each place (int64), the bin's first where it is filling
+    doc_BT      number of the document in each place (int64), -1 where it is filling
+    is_whole    whether each bin is one document
+    hidden      masks by the rule that attention formed them for; all layers share them"""
+    first: int
+    token_BT: Tensor
+    doc_BT: Tensor
+    is_whole: bool
     hidden: dict[tuple[bool, int], Tensor | None] = field(default_factory=dict)
-    by_heads: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
-    def rows_of(self, H: int) -> tuple[Tensor, Tensor]:
-        """For H heads a token: row of the group's tokens, as (N H, D), for each row of a block, as
-        (B H T, D), and the other way."""
-        if H not in self.by_heads:
-            head_H = torch.arange(H, device=self.slots.device)
-            to_block = self.tokens.view(self.num_docs, 1, self.length) * H + head_H[:, None]
-            first_of_N1 = (self.slots // self.length * H)[:, None]
-            to_stream = (first_of_N1 + head_H) * self.length + (self.slots % self.length)[:, None]
-            self.by_heads[H] = to_block.flatten(), to_stream.flatten()
-        return self.by_heads[H]
+    def of(self, rows: Iterable[Tensor], heads: Iterable[int], G: int) -> list[Tensor]:
+        """Its rows of all blocks', (n, D), as (B G, Z, D), of so many heads each."""
+        B, T = self.doc_BT.shape
+        return [x_nD.narrow(0, self.first * H, B * T * H).view(B * G, -1, x_nD.shape[1])
+                for x_nD, H in zip(rows, heads, strict=True)]
 
 @dataclass(frozen=True, eq=False)
 class Docs:
@@ -63,10 +58,14 @@ class Docs:
 
     lengths         tokens of each document, in stream order, each >= 1
     cu_seqlens_B1   int32 (B + 1,): document b is rows cu_seqlens[b] .. cu_seqlens[b + 1] - 1
-    by_tiling       what `tiles` found, by its arguments; all layers share it"""
+    is_apart        whether each has a bin of its own, where values that are not finite stay
+    by_tiling       what `tiles` found, by its arguments; all layers share it
+    by_heads        what `rows_of` found, by its arguments; all layers share it"""
     lengths: tuple[int, ...]
     cu_seqlens_B1: Tensor
+    is_apart: bool = False
     by_tiling: dict[tuple[int, int, int, int], Tensor] = field(default_factory=dict)
+    by_heads: dict[tuple[int, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @classmethod
     def from_lengths(cls, lengths: Sequence[int], device: torch.device | str = "cpu") -> "Docs":
@@ -80,30 +79,46 @@ class Docs:
         return cls(lengths, torch.tensor(borders, dtype=torch.int32, device=device))
 
     @cached_property
-    def walk(self) -> tuple[tuple[Group, ...], Tensor | None]:
-        """How the CPU path walks the documents, in blocks, the longest first, and the stream's rows
-        in that order (int64), None if it is the stream's."""
-        device, groups, order = self.cu_seqlens_B1.device, [], []
-        lengths = torch.tensor([*self.lengths, 0])  # the last document has no tokens: it is filling
-        starts = lengths.cumsum(0) - lengths
-        for length, members in _blocks(self.lengths):
-            count = len(members) if length > LONG else rounded(len(members), steps=2, least=1)
-            rows_B = [*members, *[self.num_docs] * (count - len(members))]
-            lengths_B, column_T = lengths[rows_B], torch.arange(length)
-            inside_BT = column_T < lengths_B[:, None]
-            slots_N = inside_BT.flatten().nonzero().squeeze(1)
-            order.append((starts[rows_B][:, None] + column_T)[inside_BT])
-            first_B = (lengths_B.cumsum(0) - lengths_B) * (lengths_B > 0)
-            tokens = (first_B[:, None] + column_T * inside_BT).flatten().to(device)
-            lengths_B = None if inside_BT.all() else lengths_B.clamp(min=1).to(device)
-            groups.append(Group(count, length, slots_N.to(device), tokens, lengths_B))
-        is_sorted = all(a >= b for a, b in pairwise(self.lengths))
-        return tuple(groups), None if is_sorted else torch.cat(order).to(device)
+    def apart(self) -> "Docs":
+        return Docs(self.lengths, self.cu_seqlens_B1, is_apart=True)
 
-    @property
-    def num_docs(self) -> int:
-        """B, the number of documents."""
-        return len(self.lengths)
+    @cached_property
+    def walk(self) -> tuple[tuple[Group, ...], Tensor]:
+        """How the CPU path walks the documents: blocks, the longest documents first; and of each
+        row of the stream its place in them, the first place of its bin and the bin's length."""
+        found, forms, first = [()] * len(self.lengths), [], 0
+        for length, bins in _blocks(self.lengths, self.is_apart):
+            for number, members in enumerate(bins):
+                place = start = first + number * length
+                for b in members:
+                    found[b] = place, start, length
+                    place += self.lengths[b]
+            forms.append((first, rounded(len(bins), steps=STEPS, least=1), length))
+            first += math.prod(forms[-1][1:])
+        doc_N = self.doc_of_N()
+        places_3N = torch.tensor(found, device=doc_N.device).T[:, doc_N]
+        places_3N[0] += self.positions_N()
+        token_n, groups = doc_N.new_full((first,), -1), []
+        token_n[places_3N[0]] = torch.arange(self.num_tokens, device=doc_N.device)
+        for first, *shape in forms:
+            token_BT = token_n[first:][: math.prod(shape)].view(shape)
+            doc_BT = doc_N[token_BT].where(token_BT >= 0, -1)
+            token_BT = token_BT.where(token_BT >= 0, token_BT[:, :1].clamp(min=0))
+            groups.append(Group(first, token_BT, doc_BT, bool((doc_BT == doc_BT[:, :1]).all())))
+        return tuple(groups), places_3N
+
+    def rows_of(self, H: int, N: int) -> tuple[Tensor, Tensor]:
+        """For H heads a token: row of a stream of N, as (N H, D), for each row of the blocks, as
+        (n, D), and the other way, n for rows past the documents."""
+        if (H, N) not in self.by_heads:
+            groups, (place_N, start_N, length_N) = self.walk
+            head_H = torch.arange(H, device=place_N.device)
+            to_blocks = torch.cat([(group.token_BT[:, None] * H + head_H[:, None]).flatten()
+                                   for group in groups])
+            first_NH = (start_N * H + place_N - start_N)[:, None] + length_N[:, None] * head_H
+            past = to_blocks.new_full(((N - self.num_tokens) * H,), len(to_blocks))
+            self.by_heads[H, N] = to_blocks, torch.cat([first_NH.flatten(), past])
+        return self.by_heads[H, N]
 
     @property
     def num_tokens(self) -> int:
@@ -176,39 +191,48 @@ def _plan_tiles(lengths: tuple[int, ...], rows: int, columns: int, back: int, ah
     table = torch.stack([row, past, first, whole, edge, stop], dim=1)
     return table[(stop - first).argsort(descending=True, stable=True)].int()
 
-def _blocks(lengths: tuple[int, ...]) -> Iterator[tuple[int, list[int]]]:
-    """Blocks as their length and their documents, in descending order of both."""
-    classes: dict[int, list[int]] = {}
-    for b in sorted(range(len(lengths)), key=lambda b: -lengths[b]):
-        length = lengths[b] if lengths[b] > LONG else rounded(lengths[b])
-        classes.setdefault(length, []).append(b)
-    yield from (block for block in classes.items() if block[0] > LONG)
-    short = [length for length in classes if length <= LONG]
-    for first, past in _cheapest([(length, len(classes[length])) for length in short]):
-        members = [b for length in short[first:past] for b in classes[length]]
-        most = _most(short[first])
-        for start in range(0, len(members), most):
-            yield rounded(lengths[members[start]]), members[start : start + most]
+def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Bins of at most `capacity` tokens by best-fit decreasing, as indices into `lengths`, longest
+    first; a longer document gets a bin of its own."""
+    bins: dict[int, list[int]] = {}
+    free: list[tuple[int, int]] = []  # room and number of each bin, the least room first
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        best = bisect_left(free, (lengths[index],))
+        room, number = free.pop(best) if best < len(free) else (capacity, len(bins))
+        bins.setdefault(number, []).append(index)
+        insort(free, (room - lengths[index], number))
+    return [*bins.values()]
 
-def _most(length: int) -> int:
-    """Documents of a block of this length: one of the numbers that blocks are filled up to."""
-    most = max(1, BLOCK_SCORES // length**2)
-    while rounded(most, steps=2, least=1) > most:
-        most -= 1
-    return most
+def _width(length: int) -> int:  # of the bins that begin with such a document
+    return length if length > LONG else max(LEAST, rounded(length))
 
-def _cheapest(classes: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Which neighbours among classes of (length, documents), the longest first, share blocks.
+def _blocks(lengths: tuple[int, ...], is_apart: bool) -> Iterator[tuple[int, list[list[int]]]]:
+    """Blocks as their width and the documents of each bin, the longest first."""
+    order = sorted(range(len(lengths)), key=lambda b: -lengths[b])
+    for first, past in _cheapest([lengths[b] for b in order]):
+        members, width = order[first:past], _width(lengths[order[first]])
+        bins, most = pack([lengths[b] for b in members], 0 if is_apart else width), _most(width)
+        for start in range(0, len(bins), most):
+            yield width, [[members[i] for i in each] for each in bins[start : start + most]]
 
-    returns     first and past of each run of classes; the least cost of all ways to cut them"""
-    best = [(0, [])]  # of the first so many classes: the least cost, and its runs
-    for past in range(1, len(classes) + 1):
-        ways, count = [], 0
-        for first in reversed(range(past)):
-            length, documents = classes[first]
-            count += documents
-            blocks = -(-count // _most(length))
-            ways.append((best[first][0] + blocks * BLOCK_COST + count * length**2, first))
+def _most(width: int) -> int:
+    """Bins of a block of this width: a power of two, so that a full one is not filled up."""
+    return 1 << max(1, BLOCK_SCORES // width**2).bit_length() - 1
+
+def _cheapest(lengths: list[int]) -> list[tuple[int, int]]:
+    """Which documents, the longest first, share bins: first and past of each run. The least cost
+    of all ways to cut between widths, for as many bins as the tokens and the longer half need."""
+    n, tokens = len(lengths), [0, *accumulate(lengths)]
+    cuts = [0, *(i for i in range(1, n) if _width(lengths[i]) != _width(lengths[i - 1])), n]
+    best = {0: (0, [])}  # of the first so many documents: the least cost, and its runs
+    for past in cuts[1:]:
+        ways = []
+        for first in cuts[: cuts.index(past)]:
+            width = _width(lengths[first])
+            halves = bisect_left(lengths, -width / 2, first, past, key=lambda x: -x) - first
+            bins = max(-(-(tokens[past] - tokens[first]) // width), halves)
+            blocks = -(-bins // _most(width))
+            ways.append((best[first][0] + blocks * BLOCK_COST + bins * width**2, first))
         cost, first = min(ways)
-        best.append((cost, [*best[first][1], (first, past)]))
-    return best[-1][1]
+        best[past] = cost, [*best[first][1], (first, past)]
+    return best[n][1]

@@ -36,11 +36,11 @@ class _Dropout(torch.autograd.Function):
         keep = draw_keep(x, p)
         ctx.save_for_backward(keep)
         ctx.scale = 1 / (1 - p)
-        return (x * keep).mul_(ctx.scale)
+        return torch.addcmul(x.new_zeros(()), x, keep, value=ctx.scale)
 
     @staticmethod
     def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor, None]:
-        return (dy * ctx.saved_tensors[0]).mul_(ctx.scale), None
+        return torch.addcmul(dy.new_zeros(()), dy, *ctx.saved_tensors, value=ctx.scale), None
 
 def dropout(x: Tensor, p: float, *, is_training: bool) -> Tensor:
     """Dropout of single values.

@@ -69,7 +69,7 @@ class Graphs:
 
     def __call__(self, batch: Any, factor: float) -> Tensor:
         """The loss sum of a batch that is filled up; `factor` is on its gradients."""
-        sizes = (len(batch.tokens_N), len(batch.scored_M), batch.docs.num_docs // MORE_DOCS,
+        sizes = (len(batch.tokens_N), len(batch.scored_M), len(batch.docs.lengths) // MORE_DOCS,
                  batch.docs.is_short, len(self.sink.stale))
         with self.aside():
             return self._passed(sizes, batch, torch.tensor(factor))
@@ -121,5 +121,5 @@ def filled_tiles(docs: Docs, tiling: tuple[int, int, int, int]) -> Tensor:
     """The tiles of documents, filled up to as many as some of their sizes can have."""
     rows, columns, back, ahead = tiling
     tiles = docs.tiles(rows, columns, back=back, ahead=ahead)
-    most = docs.num_tokens // rows + MORE_DOCS * (docs.num_docs // MORE_DOCS + 1)
+    most = docs.num_tokens // rows + MORE_DOCS * (len(docs.lengths) // MORE_DOCS + 1)
     return torch.cat([tiles, tiles[-1:].expand(most - len(tiles), -1)])

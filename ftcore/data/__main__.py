@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 from ftcore.cli import CONFIG_FILE, parse, take_value, to_toml
 from ftcore.data import columns, encode, read, store
-from ftcore.data.pack import Encoded, apart, is_pair, pack, split, step_rows
+from ftcore.data.pack import Encoded, apart, is_pair, split, step_rows
 from ftcore.data.prepare import prepared
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ConfigError, FtcoreError
 from ftcore.files import write_file
 from ftcore.hub import lineage
+from kernels.docs import pack
 
 def prepare(words: list[str]) -> None:
     command = parse(words, script="python -m ftcore.data prepare")

@@ -5,7 +5,6 @@ made of (seed, epoch, step) alone."""
 
 import hashlib
 import math
-from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -182,18 +181,6 @@ def split(lengths: Sequence[int], shares: int) -> list[list[int]]:
         dealt[least].append(index)
         tokens[least] += lengths[index]
     return [sorted(share) for share in dealt]
-
-def pack(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Streams of at most `max_tokens` by best-fit decreasing, as indices into `lengths`, longest
-    first; a longer document gets a stream of its own."""
-    streams: dict[int, list[int]] = {}
-    free: list[tuple[int, int]] = []  # room and number of each stream, the least room first
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        best = bisect_left(free, (lengths[index],))
-        room, stream = free.pop(best) if best < len(free) else (max_tokens, len(streams))
-        streams.setdefault(stream, []).append(index)
-        insort(free, (room - lengths[index], stream))
-    return [*streams.values()]
 
 @lru_cache(maxsize=1)
 def epoch_order(num_rows: int, *, seed: int, epoch: int) -> np.ndarray:

@@ -9,8 +9,9 @@ from contextlib import suppress
 import numpy as np
 from torch import Tensor, cuda, nn
 from ftcore.config import Run
-from ftcore.data.pack import Batch, Encoded, collate, lengths, pack, split
+from ftcore.data.pack import Batch, Encoded, collate, lengths, split
 from ftcore.model.heads import Model
+from kernels.docs import pack
 from kernels.memory import free_bytes
 from kernels.meter import passes_bytes
 

@@ -17,12 +17,13 @@ from ftcore.config import DpoConfig, EvalConfig, RewardConfig
 from ftcore.data import columns, prepare
 from ftcore.data.chat import encode_prompt
 from ftcore.data.encode import Names, Split
-from ftcore.data.pack import Batch, Encoded, apart, collate, pack
+from ftcore.data.pack import Batch, Encoded, apart, collate
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ModelError
 from ftcore.evaluate import metrics
 from ftcore.model import generate, heads, transformer
 from ftcore.tune.task import document_logits, hidden
+from kernels.docs import pack
 
 PROMPTS_AT_ONCE = 256
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 from ftcore.config import Run
-from ftcore.data.pack import Batch, Encoded, collate, lengths, pack, split, step_rows, total_weight
+from ftcore.data.pack import Batch, Encoded, collate, lengths, split, step_rows, total_weight
 from ftcore.env.compute import LossScale, derived
 from ftcore.env.run import RunFolder, StopFlag
 from ftcore.errors import CheckpointError, TrainingError
@@ -30,6 +30,7 @@ from ftcore.tune.optim import AdamW, learning_rate
 from ftcore.tune.task import Task, passes, token_labels
 from ftcore.tune.workers import Workers
 from kernels import graph, memory
+from kernels.docs import pack
 
 MAX_FAILED_SAVES = 3
 

@@ -15,12 +15,12 @@ from ftcore.align import preference
 from ftcore.align.preference import TASKS, bradley_terry, dpo, kind_of, refer
 from ftcore.config import DpoConfig, DpoRun, PretrainRun, RewardConfig, RewardRun
 from ftcore.data.encode import Split
-from ftcore.data.pack import Encoded, collate, pack, pair, shifted
+from ftcore.data.pack import Encoded, collate, pair, shifted
 from ftcore.data.store import Prepared
 from ftcore.evaluate.evaluator import evaluate_pairs
 from ftcore.model.heads import Model
 from kernels import cross_entropy
-from kernels.docs import Docs
+from kernels.docs import Docs, pack
 from tests.tune.conftest import tiny_model
 
 MAX_TOKENS = 60

@@ -13,12 +13,13 @@ SHAPES = [
     ([1], (1, 1, 1)),
     ([5, 5, 5], (4, 2, 16)),
     ([7, 1, 64, 3], (6, 3, 5)),
-    ([8, 8, 7, 7, 6], (2, 1, 4)),  # a block of six
+    ([8, 8, 7, 7, 6], (4, 2, 8)),
+    ([40] * 9, (4, 2, 16)),  # ten bins, of which one is filling
     ([70, 70], (3, 1, 8)),
     ([3, 66, 66, 2, 123, 66, 64, 130, 130], (4, 2, 8)),
     ([LONG + 11, 3], (2, 1, 4)),
 ]
-MIXED, HEADS = SHAPES[5]
+MIXED, HEADS = SHAPES[6]
 # Among the lengths of MIXED are some below, some equal to and some above 66.
 RULES = [{}, {"window": 3}, {"window": 66, "softcap": 2.0}]
 
@@ -100,7 +101,7 @@ def test_documents_do_not_see_each_other(is_causal: bool, make) -> None:
 @pytest.mark.parametrize("is_causal", [True, False])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_not_finite_stays_in_its_document(value: float, is_causal: bool, make) -> None:
-    lengths = [2, 5, 3, 4, 2]  # in a block of six, which holds the first document twice
+    lengths = [2, 5, 3, 4, 2]  # in one bin, with the first as its filling
     docs = Docs.from_lengths(lengths)
     for name, poisoned in make(lengths, (4, 2, 8)).items():
         tensors = make(lengths, (4, 2, 8)) | {name: poisoned}

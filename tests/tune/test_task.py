@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from ftcore.config import OptimConfig
-from ftcore.data.pack import Encoded, collate, pack
+from ftcore.data.pack import Encoded, collate
 from ftcore.env.compute import generator
 from ftcore.errors import ModelError
 from ftcore.model.heads import Model
 from ftcore.tune.optim import AdamW
 from ftcore.tune.task import TASKS, Task, classification, hidden, regression, token_labels
+from kernels.docs import pack
 from tests.tune.conftest import QWEN3
 
 # Of `change`: the loss, and what it needs the labels of the rows to be.
