@@ -77,13 +77,13 @@ class AdamW:
         self.masters = self._named(self.flats["master"])
         narrow = dtypes - {self.wide}
         self.flat_param = self.zeros(*narrow) if narrow else None
-        rounded = self._named(self.flat_param) if narrow else {}
+        rounded, self.homes = self._named(self.flat_param) if narrow else {}, {}
         self.open_buffers(1)
         collect = WeakMethod(self._collect)  # torch's hooks are in no cycle that Python sees
         for name, param in self.params.items():  # into memory that can be shared
             data, master = param.detach(), self.masters[name]
             master.copy_(data[self.rows[name]] if name in self.rows else data)
-            home = master if data.dtype == self.wide else rounded[name]
+            home = self.homes[name] = master if data.dtype == self.wide else rounded[name]
             if name in self.rows:
                 home = shared_zeros(data.numel(), data.dtype).view(data.shape)
             param.data = home.copy_(data)
@@ -162,22 +162,21 @@ class AdamW:
         count = torch.tensor(float(self.step_count), device=device)
         # cost: with None the gradient is not written back
         divisor = None if grad_scale == 1 else torch.tensor(1 / grad_scale, device=device)
-        for (ratio, decay, has_rows), pieces in self._work(part):
+        for (ratio, decay, _), pieces in self._work(part):
             for piece in pieces:
                 master, exp_avg, exp_avg_sq = (flat[slice(*piece)] for flat in self.flats.values())
                 torch._fused_adamw_(
                     [master], [self._gradient(piece)], [exp_avg], [exp_avg_sq], [], [count],
                     lr=lr * ratio, beta1=beta1, beta2=beta2, weight_decay=decay,
                     eps=self.config.eps, amsgrad=False, maximize=False, grad_scale=divisor)
-                if not has_rows and self.flat_param is not None:
+                if self.flat_param is not None:
                     self.flat_param[slice(*piece)] = master
         self._round_rows(part)
 
     def _round_rows(self, part: Span) -> None:
         for name, rows_L in self.rows.items():
             if part[0] <= self.spans[name][0] < part[1]:
-                param = self.params[name]
-                param.index_copy_(0, rows_L, self.masters[name].to(param.dtype))
+                self.params[name].index_copy_(0, rows_L, self.homes[name])
 
     def first_not_finite(self) -> str | None:
         found = ((name, self._gradient(span).isfinite()) for name, span in self.spans.items())
