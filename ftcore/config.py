@@ -1,8 +1,7 @@
 """What the user says: typed sections, and one run class per task that composes its own sections.
 
-The command line is made from these classes (`ftcore/cli.py`). A section's docstring heads its
-options in --help; the comment behind a field, or above it where the line is full, is the option's
-text there. The type of a number says what it may be; no value means "inherit"."""
+The command line is made from these classes (`ftcore/cli.py`): its headings are the docstrings, the
+text of an option the comment behind it, or above. The type of a number says what it may be."""
 
 import math
 from collections.abc import Callable
@@ -152,6 +151,7 @@ class OptimConfig(Section):
     eps: Positive = 1e-8  # floor of the denominator
     weight_decay: NotNegative = 0.01  # decoupled, on matrices only
     max_grad_norm: Positive = 1.0  # clip the global gradient norm to this
+    ema: ProperShare = 0.0  # decay of a mean of the weights, which is judged and kept; 0: none
     loraplus_lr_ratio: Positive = 1.0  # lora: learning rate of B over that of A (LoRA+)
     head_lr_ratio: Positive = 1.0  # learning rate of the head over that of the run
     embedding_lr_ratio: Positive = 1.0  # the same of token, position and segment embeddings

@@ -66,6 +66,8 @@ RUNS = {
     "sft, lora, fp16": {"dtype": torch.float16, "peft": LORA},
     "classify, full, autocast": {"family": "bert", "compute": torch.bfloat16},
     "classify, full, fp32": {"family": "bert"},
+    "sft, lora, bf16, mean": {"dtype": torch.bfloat16, "peft": LORA, "optim": {"ema": 0.9}},
+    "classify, full, fp32, mean": {"family": "bert", "optim": {"ema": 0.5}},
     "hidden tokens": {"family": "masked"},
     "reward, full": {"family": "reward"},
     "dpo, lora": {"family": "dpo", "peft": LORA},

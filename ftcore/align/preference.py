@@ -45,8 +45,7 @@ def dpo(model: Model, batch: pack.Batch, *, beta: float, loss: str,
     owner_M = batch.docs.doc_of_N()[scored_M]
     nll_M = model.head.token_losses(h_MC, labels_M)
     with torch.enable_grad():
-        zeros_D = nll_M.new_zeros(len(batch.docs.lengths))
-        nll_D = zeros_D.index_add(0, owner_M, nll_M.requires_grad_())
+        nll_D = nll_M.new_zeros(2 * len(batch.pairs)).index_add(0, owner_M, nll_M.requires_grad_())
         if length_normalised:
             nll_D = nll_D / owner_M.bincount()  # tokens of each answer
         chosen_B, rejected_B = nll_D.view(-1, 2).unbind(1)

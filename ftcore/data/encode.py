@@ -138,8 +138,7 @@ def _labelled(split: Split, examples: Sequence[Text], tokenizer: Tokenizer, conf
 def _tagged(split: Split, examples: Sequence[Text], tokenizer: Tokenizer, config: DataConfig,
             labels: Mapping[str, int]) -> None:
     """Sentences, words joined by blanks; of each word the first token that ends in it is scored,
-    labels[t] being the tag of token t itself. Words without one are listed. DataError: a tag is
-    unknown."""
+    labels[t] being the tag of token t. Words without one are listed. DataError: an unknown tag."""
     encodings = tokenizer.encode_batch([" ".join(example.texts) for example in examples])
     for example, (ids_T, offsets_T2) in zip(examples, encodings, strict=True):
         own_O = np.flatnonzero(np.diff(offsets_T2)[:, 0])  # not the special ones around them

@@ -1,7 +1,6 @@
 """Documents in flat arrays, on the disk and as the streams that the model sees; what a step reads.
 
-Letters: N tokens of all documents, B documents, T tokens of one, K classes. What a step reads is
-made of (seed, epoch, step) alone."""
+Letters: N tokens of all documents, B documents, T tokens of one, K classes."""
 
 import hashlib
 import math

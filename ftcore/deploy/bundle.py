@@ -1,5 +1,4 @@
-"""A run as one folder that can be given away (README.md, "Folders"): HF's layout, its own test, a
-hash of every file."""
+"""A run as one folder to give away (README.md, "Folders"): HF's layout, its own test, hashes."""
 
 import json
 import shutil

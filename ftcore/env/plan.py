@@ -42,7 +42,7 @@ def planned(config: Run, model: nn.Module, documents: Sequence[Encoded],
     held = {"weights": sum(t.nbytes for t in (*model.parameters(), *model.buffers())),
             "masters": 4 * sum(p.numel() for p in trained if p.element_size() < 4),
             "gradients": shares * max(widths) * count,
-            "moments": 8 * count}
+            "moments": (12 if config.optim.ema else 8) * count}
     memory, more = dict(held), ""
     if loss is not None:
         def counted(documents: Sequence[Encoded]) -> dict[str, int]:

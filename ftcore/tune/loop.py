@@ -89,11 +89,12 @@ class Loop:
         self.run.trim(loaded.step if loaded else -1)
 
     def restore_best(self) -> None:
-        """Put the weights of the best evaluation back; without one that was saved, the last."""
+        """Put the weights of the best evaluation back, or their mean; if not saved, the last."""
         step = self.progress.best_step
         if step != self.progress.step and step in self.checkpoints.steps():
             best = checkpoint.load(self.checkpoints.of(step))
             self.optimizer.load_state(best.tensors, best.state["optimizer_steps"])
+        self.optimizer.swap_ema()
 
     def train(self) -> int:
         """The exit code: 0, 130, 143. Raises CheckpointError, TrainingError: it cannot go on."""
@@ -196,8 +197,10 @@ class Loop:
         """Evaluate; returns whether it is the best so far."""
         step, progress = self.progress.step, self.progress
         self.model.eval()
+        self.optimizer.swap_ema()
         with torch.no_grad():
             values = self.evaluate()
+        self.optimizer.swap_ema()
         self.model.train()
         self.run.log(step, values)
         tqdm.write(f"step {step}: " + "  ".join(f"{k} {v:.4f}" for k, v in values.items()))

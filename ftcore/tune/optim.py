@@ -4,8 +4,8 @@
     p = p (1 - lr wd) - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
 
 A 16-bit tensor is the rounded copy of an fp32 master; a wider one is its own master, unless only
-some of its rows are trained. No weight decay on tensors of fewer than two axes (norms and biases);
-embedding rows never read stay as they are. Torch's fused kernel equals these lines in tests.
+some of its rows are trained. No weight decay on tensors of fewer than two axes; embedding rows not
+read stay as they are. A mean of the weights, of decay d, goes max(1 - d, 1 / t) of the way to them.
 
 The rate at step s of S, from 0, w of them warm-up, m the final share of the peak lr:
 
@@ -73,7 +73,8 @@ class AdamW:
         first, *more = dtypes = {param.dtype for param in self.params.values()}
         self.wide = torch.promote_types(first, torch.float32)
         self.grad_dtype = self.wide if accumulates or more else first
-        self.flats = {n: self.zeros(self.wide) for n in ("master", "exp_avg", "exp_avg_sq")}
+        flats = ("master", "exp_avg", "exp_avg_sq", *["ema"] * (config.ema > 0))
+        self.flats = {name: self.zeros(self.wide) for name in flats}
         self.masters = self._named(self.flats["master"])
         narrow = dtypes - {self.wide}
         self.flat_param = self.zeros(*narrow) if narrow else None
@@ -164,14 +165,22 @@ class AdamW:
         divisor = None if grad_scale == 1 else torch.tensor(1 / grad_scale, device=device)
         for (ratio, decay, _), pieces in self._work(part):
             for piece in pieces:
-                master, exp_avg, exp_avg_sq = (flat[slice(*piece)] for flat in self.flats.values())
+                master, exp_avg, exp_avg_sq, *ema = (x[slice(*piece)] for x in self.flats.values())
                 torch._fused_adamw_(
                     [master], [self._gradient(piece)], [exp_avg], [exp_avg_sq], [], [count],
                     lr=lr * ratio, beta1=beta1, beta2=beta2, weight_decay=decay,
                     eps=self.config.eps, amsgrad=False, maximize=False, grad_scale=divisor)
+                for mean in ema:
+                    mean.lerp_(master, max(1 - self.config.ema, 1 / self.step_count))
                 if self.flat_param is not None:
                     self.flat_param[slice(*piece)] = master
         self._round_rows(part)
+
+    def swap_ema(self) -> None:
+        """Exchange the weights and their mean, where there is one."""
+        if "ema" in (state := self.state()):
+            last = {name: tensor.clone() for name, tensor in state["master"].items()}
+            self.load_state(state | {"master": state["ema"], "ema": last}, self.step_count)
 
     def _round_rows(self, part: Span) -> None:
         for name, rows_L in self.rows.items():
