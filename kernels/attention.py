@@ -10,7 +10,7 @@ forward     s = scale q k^T, p = softmax(s) over the keys of the same document (
 backward    dv = p^T do, dp = do v^T, ds = p (dp - rowsum(do o)), dq = scale ds k, dk = scale ds^T q
             with a soft cap, ds (1 - (s / cap)^2) in place of ds
 dtypes      q, k, v and o share one compute dtype; softmax is accumulated in fp32
-cost        4 sum_b T_b^2 H D FLOP forward, twice that backward, and as much for filled slots
+cost        4 sum T^2 H D FLOP forward over all bins, twice that backward
 
 CPU path: plain matmul, softmax, matmul on blocks planned by `Docs`, because the backward of torch's
 CPU flash attention is 3 to 8 times slower at these lengths; above `LONG` tokens, where the
@@ -56,18 +56,18 @@ class Rule:
     softcap: float | None
 
     def hidden(self, group: Group) -> Tensor | None:
-        """True where a query must not see a key, for (B, 1, T, T); None: it sees all."""
+        """True where a query must not see a key, for (B or 1, 1, T, T); None: it sees all."""
         length = group.doc_BT.shape[1]
         key = self.is_causal, min(self.window or length, length)
         if key not in group.hidden:
-            doc_BT, place_T = group.doc_BT, torch.arange(length, device=group.doc_BT.device)
-            back_TT = place_T[:, None] - place_T
-            # what comes later is as far from a causal query as what comes 2 length - 1 before it
-            far_TT = (back_TT % (2 * length) if self.is_causal else back_TT.abs()) >= key[1]
-            # numerics: what is filling sees filling, or its softmax over nothing would be NaN
-            hidden_BTT = (doc_BT[:, :, None] != doc_BT[:, None]) | far_TT
+            doc_BT, key_T = group.doc_BT, torch.arange(length, device=group.doc_BT.device)
+            past_T1 = key_T[:, None] + (1 if self.is_causal else key[1])
+            hidden_BTT = (key_T >= past_T1) | (key_T <= key_T[:, None] - key[1])
+            if not group.is_whole:
+                # numerics: what is filling sees filling, or its softmax over nothing would be NaN
+                hidden_BTT = (doc_BT[:, :, None] != doc_BT[:, None]).logical_or_(hidden_BTT)
             sees_all = group.is_whole and key == (False, length)
-            group.hidden[key] = None if sees_all else hidden_BTT[:, None]
+            group.hidden[key] = None if sees_all else hidden_BTT.view(-1, 1, length, length)
         return group.hidden[key]
 
 class _Attend(torch.autograd.Function):
@@ -83,13 +83,13 @@ class _Attend(torch.autograd.Function):
         (N, H, _), G, saved = q_NHD.shape, k_NGD.shape[1], []
         o_nD = q_nD.new_empty(len(q_nD) + 1, v_nD.shape[1])  # and a row of no document
         # cost: torch's bf16 softmax takes 2 to 3 times as long as the fp32 one and a cast
-        wide, is_asked = torch.promote_types(q_nD.dtype, torch.float32), any(ctx.needs_input_grad)
-        ctx.docs, ctx.rule, ctx.heads, ctx.long = docs, rule, (H, G), {}
+        wide = torch.promote_types(q_nD.dtype, torch.float32)
+        ctx.docs, ctx.rule, ctx.heads, ctx.long = docs, rule, (H, G), set()
         for group in docs.walk[0]:
             q_PZD, k_PTD, v_PTD, o_PZD = group.of((q_nD, k_nD, v_nD, o_nD), (H, G, G, H), G)
             if len(group.doc_BT[0]) > LONG and rule.softcap is None and wide != q_nD.dtype:
-                ctx.long[group] = _attend_long(q_PZD, k_PTD, v_PTD, group, rule, is_asked)
-                o_PZD.copy_(ctx.long[group][0].view_as(o_PZD))
+                ctx.long.add(group)
+                o_PZD.copy_(_attend_long(q_PZD, k_PTD, v_PTD, group, rule)[0].reshape(o_PZD.shape))
                 continue
             slope_PZT, zero = None, q_nD.new_zeros(())
             # cost: the product's code scales on the way, a pass over the result would not
@@ -99,13 +99,12 @@ class _Attend(torch.autograd.Function):
                 scores_PZT = slope_PZT * rule.softcap
                 slope_PZT = 1 - slope_PZT.square()
             if (hidden := rule.hidden(group)) is not None:
-                shape = len(hidden), -1, *hidden.shape[2:]
-                scores_PZT.view(shape).masked_fill_(hidden, float("-inf"))
+                scores_PZT.view(len(hidden), -1, *hidden.shape[2:]).masked_fill_(hidden, -torch.inf)
             p_PZT = scores_PZT.softmax(-1, dtype=wide).to(q_nD.dtype)
             torch.bmm(p_PZT, v_PTD, out=o_PZD)
             saved += p_PZT, slope_PZT
         # a probability of zero keeps nothing that is not finite from its bin; a meter has no values
-        if type(o_nD) is Tensor and not docs.is_apart and not o_nD[:-1].sum().isfinite():
+        if type(o_nD) is Tensor and not docs.is_apart and not o_nD[:-1].sum(dtype=wide).isfinite():
             return _Attend.forward(ctx, q_NHD, k_NGD, v_NGD, docs.apart, rule)
         ctx.save_for_backward(*blocks, *saved)
         return _to_stream(o_nD, docs, H, N)
@@ -115,6 +114,7 @@ class _Attend(torch.autograd.Function):
     def backward(ctx: FunctionCtx, do_NHD: Tensor) -> tuple[Tensor | None, ...]:
         q_nD, k_nD, v_nD, *saved = ctx.saved_tensors
         docs, (N, H, D), G, saved = ctx.docs, do_NHD.shape, ctx.heads[1], iter(saved)
+        wide = torch.promote_types(q_nD.dtype, torch.float32)
         rows_n = docs.rows_of(H, N)[1][: docs.num_tokens * H]
         do_nD = do_NHD.new_zeros(len(q_nD), D)  # of what is filling
         do_nD.index_copy_(0, rows_n, do_NHD.reshape(-1, D)[: len(rows_n)])
@@ -123,16 +123,15 @@ class _Attend(torch.autograd.Function):
             q_PZD, k_PTD, v_PTD, do_PZD, dq_PZD, dk_PTD, dv_PTD = group.of(
                 (q_nD, k_nD, v_nD, do_nD, *grads), (H, G, G, H, H, G, G), G)
             if group in ctx.long:
-                o_BHTD, *leaves = ctx.long[group]
-                found = torch.autograd.grad(o_BHTD, leaves, do_PZD.view_as(o_BHTD))
+                o_BHTD, *leaves = _attend_long(q_PZD, k_PTD, v_PTD, group, ctx.rule)
+                found = torch.autograd.grad(o_BHTD, leaves, do_PZD.view(o_BHTD.shape))
                 for into, grad in zip((dq_PZD, dk_PTD, dv_PTD), found, strict=True):
                     into.copy_(grad.reshape(into.shape))
                 continue
             p_PZT, slope_PZT = next(saved), next(saved)
             torch.bmm(p_PZT.mT, do_PZD, out=dv_PTD)
             dp_PZT = torch.bmm(do_PZD, v_PTD.mT)
-            # cost: as in forward; below 32 keys torch's bf16 form takes 4 to 10 times as long
-            wide = torch.promote_types(p_PZT.dtype, torch.float32)
+            # cost: as in forward; torch's bf16 form takes up to 10 times as long
             ds_PZT = torch._softmax_backward_data(dp_PZT.to(wide), p_PZT.to(wide), -1, wide)
             ds_PZT = ds_PZT.to(p_PZT.dtype)
             if slope_PZT is not None:
@@ -152,18 +151,19 @@ def _to_stream(x_nD: Tensor, docs: Docs, H: int, N: int) -> Tensor:
     x_nD[-1] = 0
     return x_nD.index_select(0, docs.rows_of(H, N)[1]).view(N, H, -1)
 
-def _attend_long(q_PZD: Tensor, k_PTD: Tensor, v_PTD: Tensor, group: Group, rule: Rule,
-                 is_asked: bool) -> tuple[Tensor, ...]:
-    """A block through torch's fused attention: o, and what it is a function of."""
+@torch.enable_grad()
+def _attend_long(q_PZD: Tensor, k_PTD: Tensor, v_PTD: Tensor, group: Group,
+                 rule: Rule) -> tuple[Tensor, ...]:
+    """A block through torch's fused attention: o, and what it is a function of. It is computed
+    again for the backward pass: its graph would keep more than was saved."""
     B, T = group.doc_BT.shape
     is_masked = (rule.window or T) < T or not group.is_whole
-    with torch.set_grad_enabled(is_asked):
-        leaves = [x.view(B, -1, T, x.shape[-1]).detach().requires_grad_(is_asked)
-                  for x in (q_PZD, k_PTD, v_PTD)]
-        o_BHTD = F.scaled_dot_product_attention(
-            *leaves, attn_mask=~rule.hidden(group) if is_masked else None,
-            is_causal=rule.is_causal and not is_masked, scale=rule.scale,
-            enable_gqa=len(leaves[0][0]) != len(leaves[1][0]))
+    leaves = [x.view(B, -1, T, x.shape[-1]).detach().requires_grad_()
+              for x in (q_PZD, k_PTD, v_PTD)]
+    o_BHTD = F.scaled_dot_product_attention(
+        *leaves, attn_mask=~rule.hidden(group) if is_masked else None,
+        is_causal=rule.is_causal and not is_masked, scale=rule.scale,
+        enable_gqa=len(leaves[0][0]) != len(leaves[1][0]))
     return o_BHTD, *leaves
 
 def attention(q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, docs: Docs, *, is_causal: bool,

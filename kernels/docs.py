@@ -58,7 +58,7 @@ class Docs:
 
     lengths         tokens of each document, in stream order, each >= 1
     cu_seqlens_B1   int32 (B + 1,): document b is rows cu_seqlens[b] .. cu_seqlens[b + 1] - 1
-    is_apart        whether each has a bin of its own, where values that are not finite stay
+    is_apart        whether each has a bin of its own, where what is not finite stays
     by_tiling       what `tiles` found, by its arguments; all layers share it
     by_heads        what `rows_of` found, by its arguments; all layers share it"""
     lengths: tuple[int, ...]

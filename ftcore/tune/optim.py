@@ -178,9 +178,10 @@ class AdamW:
 
     def swap_ema(self) -> None:
         """Exchange the weights and their mean, where there is one."""
-        if "ema" in (state := self.state()):
-            last = {name: tensor.clone() for name, tensor in state["master"].items()}
-            self.load_state(state | {"master": state["ema"], "ema": last}, self.step_count)
+        if self.step_count and "ema" in (state := self.state()):
+            for master, mean in zip(state["master"].values(), state["ema"].values(), strict=True):
+                mean.copy_((master.clone(), master.copy_(mean))[0])
+            self.load_state(state, self.step_count)
 
     def _round_rows(self, part: Span) -> None:
         for name, rows_L in self.rows.items():

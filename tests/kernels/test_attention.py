@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from kernels.attention import attention, attention_reference
 from kernels.docs import LONG, Docs
+from kernels.meter import Meter
+from kernels.recompute import computed_again
 
 # lengths, (query heads, key heads, width)
 SHAPES = [
@@ -144,3 +146,45 @@ def test_refuses_sizes_that_do_not_fit(make) -> None:
     tensors["q_NHD"] = tensors["q_NHD"][:, :3]
     with pytest.raises(ValueError, match="3 query heads are not a multiple of 2 key heads"):
         attention(**tensors, docs=Docs.from_lengths([4]), is_causal=True)
+
+@pytest.mark.parametrize("lengths", [[LONG + 11, 3], [40, 30, 9]])
+def test_a_graph_is_used_twice(lengths: list[int], make) -> None:
+    leaves = [x.bfloat16().requires_grad_() for x in make(lengths, (2, 1, 8)).values()]
+    o_NHD = attention(*leaves, Docs.from_lengths(lengths), is_causal=True)
+    first, second = (
+        torch.autograd.grad(o_NHD.sum(), leaves, retain_graph=True) for _ in range(2)
+    )
+    assert all(map(torch.equal, first, second))
+
+@pytest.mark.parametrize("lengths", [[LONG + 11, 3], [40, 30, 9]])
+def test_what_is_computed_again_is_not_kept(lengths: list[int], make) -> None:
+    docs, live = Docs.from_lengths(lengths), []
+    assert docs.walk and docs.rows_of(2, docs.num_tokens)  # kept, for all layers
+    x_NHD = make(lengths, (2, 2, 32))["q_NHD"].bfloat16().requires_grad_()
+    layer = partial(attention, docs=docs, is_causal=True)
+    run = lambda x_NHD: layer(x_NHD, x_NHD, x_NHD)  # noqa: E731
+    run(x_NHD)  # masks are kept too
+    for again in (False, True):
+        with Meter() as meter:
+            o_NHD = computed_again(run, x_NHD) if again else run(x_NHD)
+            live.append(meter.live)
+            o_NHD.sum().backward()
+    plain, again = live
+    assert again < o_NHD.nbytes + 1000 < plain
+
+def test_a_sum_too_large_for_its_dtype_is_finite(make) -> None:
+    """Else each document would be computed once more, in a bin of its own."""
+    lengths = [40, 30, 9]
+    tensors = {name: (x + 3).half() for name, x in make(lengths, (32, 32, 64)).items()}
+    docs = Docs.from_lengths(lengths)
+    o_NHD = attention(**tensors, docs=docs, is_causal=True)
+    assert o_NHD.isfinite().all() and o_NHD.sum().isinf() and "apart" not in vars(docs)
+
+def test_a_mask_takes_a_byte_for_each_pair(make) -> None:
+    lengths = [LONG + 88]
+    leaves = [x.bfloat16() for x in make(lengths, (1, 1, 8)).values()]
+    docs = Docs.from_lengths(lengths)
+    assert docs.walk and docs.rows_of(1, docs.num_tokens)
+    with Meter() as meter:
+        attention(*leaves, docs, is_causal=True, window=50)
+    assert meter.peak < 6 * lengths[0] ** 2

@@ -1,7 +1,6 @@
 """A mean of the weights: what it is, and when it stands in their place."""
 
 from collections.abc import Callable
-from itertools import pairwise
 import pytest
 import torch
 from torch import Tensor, nn
@@ -68,7 +67,12 @@ def test_the_mean_is_judged_and_kept(make_loop: Callable[..., Loop]) -> None:
     for name, param in loop.model.named_parameters():
         assert torch.equal(param, judged[1][name]) and torch.equal(param, saved["ema"][name])
         assert not torch.equal(last[name], judged[2][name])
-    assert not any(a.keys() != b.keys() for a, b in pairwise([last, *judged]))
+
+def test_before_a_first_step_there_is_nothing_to_exchange() -> None:
+    """Where the loss scale was too high for all steps, weights are judged as they are."""
+    params = {"weight": nn.Parameter(torch.ones(2, 2))}
+    AdamW(params.items(), OptimConfig(ema=DECAY)).swap_ema()
+    assert params["weight"].eq(1).all()
 
 def test_training_itself_does_not_see_it(make_loop: Callable[..., Loop]) -> None:
     ends = []
