@@ -103,7 +103,7 @@ class _Attend(torch.autograd.Function):
             p_PZT = scores_PZT.softmax(-1, dtype=wide).to(q_nD.dtype)
             torch.bmm(p_PZT, v_PTD, out=o_PZD)
             saved += p_PZT, slope_PZT
-        # a probability of zero keeps nothing that is not finite from its bin; a meter has no values
+        # zero times what is not finite is not zero, and would reach its bin; a meter has no values
         if type(o_nD) is Tensor and not docs.is_apart and not o_nD[:-1].sum(dtype=wide).isfinite():
             return _Attend.forward(ctx, q_NHD, k_NGD, v_NGD, docs.apart, rule)
         ctx.save_for_backward(*blocks, *saved)

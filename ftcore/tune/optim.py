@@ -180,7 +180,7 @@ class AdamW:
         """Exchange the weights and their mean, where there is one."""
         if self.step_count and "ema" in (state := self.state()):
             for master, mean in zip(state["master"].values(), state["ema"].values(), strict=True):
-                mean.copy_((master.clone(), master.copy_(mean))[0])
+                mean.copy_((master.clone(), master.copy_(mean))[0])  # the clone is made first
             self.load_state(state, self.step_count)
 
     def _round_rows(self, part: Span) -> None:
